@@ -21,8 +21,8 @@ from model.generation.engine import sample
 from model.generation.sampling import SampleOptions
 from model.network.cross_entropy import linear_cross_entropy
 from model.network.gpt import GPT
-from model.training.estimate import seconds_of
 from model.training.evaluate import ValidationSet, evaluate
+from model.training.trial import seconds_of
 from pipeline.tokenizers import Integers
 
 _WARM, _STEPS, _ROUNDS = 3, 10, 3

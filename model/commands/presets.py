@@ -41,7 +41,7 @@ def presets(settings: Settings, vocab_size: int, lists_settings: bool, device: s
 
     with settings.progress.wait("measuring the speed of this machine"):
         from model.device import pick_device
-        from model.training.estimate import measure_flops
+        from model.training.trial import measure_flops
 
         picked = pick_device(device)
         rate = measure_flops(PRESETS["small"], picked)

@@ -42,7 +42,7 @@ CODE = code.Code(
         "model/settings.py": "refuses numbers, which are part of the key",
         "model/training/baselines.py": "losses of other models, for people",
         "model/training/loss_curve.py": "draws",
-        "model/training/progress.py": "reports to people",
+        "model/training/progress.py": "reports to people, and timers",
         "pipeline/runtime/workers.py": "starts processes, in which nothing is computed",
         "pipeline/tokenizers": "decodes texts for people; the tokenizer's fingerprint is part of the key",
     },

@@ -13,7 +13,7 @@ from model.runs.checkpoint import CheckpointTensors, TrainState
 from model.runs.run import CHECKPOINTS, Report
 from model.training.distributed import World
 from model.training.metrics import Metrics
-from model.training.timer import Every
+from model.training.progress import Every
 from pipeline.errors import StorageFailed
 from pipeline.store import artifact, files
 

@@ -12,7 +12,6 @@ from model.generation.engine import Sample
 from model.runs.run import Report
 from model.training.evaluate import Evaluation
 from model.training.lr_schedule import LRSchedule
-from model.training.timer import Every
 
 _WATCH_SECONDS = 1.0
 _MAX_SAMPLE, _MAX_PROMPT = 100, 50  # characters of a sample in a line, and of its prompt
@@ -117,3 +116,24 @@ def _sample_line(sample: Sample) -> str:
     prompt = sample.prompt if len(sample.prompt) <= _MAX_PROMPT else f"…{sample.prompt[1 - _MAX_PROMPT :]}"
     line = "".join(character if character.isprintable() else " " for character in f"{prompt}|{sample.text}")
     return line if len(line) <= _MAX_SAMPLE else f"{line[: _MAX_SAMPLE - 1]}…"
+
+
+class Every:
+    """Timer that is due `seconds` after it was last restarted.
+
+    The caller passes the time in, so that several processes can share one clock.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._start = 0.0
+
+    def restart(self, now: float) -> None:
+        self._start = now
+
+    def due(self, now: float) -> bool:
+        """Return True, and restart, if more than the interval has passed."""
+        if now - self._start <= self._seconds:
+            return False
+        self._start = now
+        return True

@@ -18,7 +18,7 @@ from model import device as devices
 from model.runs.checkpoint import CheckpointTensors, TrainState
 from model.runs.plan import Annealed, TrainPlan, write_config
 from model.runs.run import CHECKPOINTS, Report, Result
-from model.training import estimate
+from model.training import estimate, trial
 from model.training.baselines import Baselines, compute_baselines
 from model.training.checkpointer import Checkpointer
 from model.training.dataloader import Loader, Sampler, is_resident, to_device, tokens_bytes
@@ -29,9 +29,8 @@ from model.training.finish import copy_records, finish, make_result
 from model.training.learner import Learner, StepResult
 from model.training.lr_schedule import LRSchedule
 from model.training.metrics import Metrics, OnRow, RunningSums
-from model.training.progress import ProgressReporter, Watch
+from model.training.progress import Every, ProgressReporter, Watch
 from model.training.resume import count_ngrams, count_tokens, load_parent, open_parent
-from model.training.timer import Every
 from pipeline.errors import TrainingDiverged, TryAgain
 from pipeline.runtime import signals
 from pipeline.store import artifact, files
@@ -199,7 +198,7 @@ class Trainer:
         self.baselines = compute_baselines(self.store, validation) if validation else None
         if self.execution_plan.note:
             self.report(self.execution_plan.note)
-        seconds, compiling = estimate.measure_step(
+        seconds, compiling = trial.measure_step(
             self.learner,
             lambda rows: to_device(self.sampler.batch(0, rows), self.device),
             self.store.tokenizer.end_of_text,
@@ -258,7 +257,7 @@ class Trainer:
         seed = (self.config.seed << 32) + self.data_step
         self.schedule.apply(self.learner.optimizers)
         ids, step, eos = next(self.loader), self.schedule.step, self.store.tokenizer.end_of_text
-        result = estimate.retried(self.learner, lambda: self.learner.step(ids, seed, step, eos), self.report)
+        result = trial.retried(self.learner, lambda: self.learner.step(ids, seed, step, eos), self.report)
         self.schedule.advance()
         if result.culprit:
             self._skip(result)

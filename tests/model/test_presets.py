@@ -39,7 +39,7 @@ def test_every_choice_can_be_exported_and_trained(tokens: int, vocab_size: int, 
 def test_the_command_lists_every_preset_with_the_formats_that_it_can_be_exported_to(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("model.training.estimate.measure_flops", lambda preset, device: 1e10)
+    monkeypatch.setattr("model.training.trial.measure_flops", lambda preset, device: 1e10)
     assert cli.main(["presets", "--json"]) == 0
     exports = {row["name"]: row["exports"] for row in json.loads(capsys.readouterr().out)["presets"]}
     assert list(exports) == list(PRESETS)

@@ -26,8 +26,8 @@ SIZE = 5
 
 
 def store(tokenizer: Tokenizer, train: list[int], val: list[int]) -> TokenStore:
-    arrays = (TokenArray((np.array(ids, "<u2"),)) for ids in (train, val))
-    return TokenStore(cast(Artifact, None), tokenizer, *arrays)
+    splits = [TokenArray((np.array(ids, "<u2"),)) for ids in (train, val)]
+    return TokenStore(cast(Artifact, None), tokenizer, splits[0], splits[1])
 
 
 def baselines_of(tokenizer: Tokenizer, train: list[int], val: list[int]) -> Baselines:

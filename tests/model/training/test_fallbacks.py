@@ -13,7 +13,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 from model import device as devices
 from model.config import GPTConfig, TrainConfig
 from model.device import ExecutionConfig
-from model.training import estimate
+from model.training import estimate, trial
 from model.training.distributed import World
 from model.training.learner import Learner
 from pipeline.errors import BadConfig
@@ -38,14 +38,14 @@ def load(rows: int) -> Tensor:
 
 def test_automatic_micro_batch_is_halved_until_it_fits() -> None:
     small, lines = learner(), list[str]()
-    assert estimate.measure_step(small, load, 0, lines.append)[0] > 0
+    assert trial.measure_step(small, load, 0, lines.append)[0] > 0
     assert small.execution.micro_batch == 2
     assert [line.rpartition(" ")[2] for line in lines] == ["4", "2"]
 
 
 def test_named_micro_batch_that_does_not_fit_is_refused() -> None:
     with pytest.raises(BadConfig, match="8 sequences at once do not fit") as caught:
-        estimate.measure_step(learner(micro_batch=8), load, 0, print)
+        trial.measure_step(learner(micro_batch=8), load, 0, print)
     assert "--set micro_batch=4" in caught.value.hint
 
 
@@ -60,13 +60,13 @@ def test_network_that_cannot_be_compiled_runs_without_unless_that_was_named() ->
 
     lines: list[str] = []
     eager, named = learner(compiled=True), learner(compiled=True, compile="yes")
-    estimate.measure_step(eager, load_for(eager), 0, lines.append)
+    trial.measure_step(eager, load_for(eager), 0, lines.append)
     assert not eager.execution.compiled
     assert len(lines) == 2
     assert lines[0].startswith("compiling the network")
     assert "without torch.compile" in lines[1]
     with pytest.raises(BadConfig, match="compile=yes, and the network cannot be compiled: No working C"):
-        estimate.measure_step(named, load_for(named), 0, print)
+        trial.measure_step(named, load_for(named), 0, print)
 
 
 def test_compiling_without_a_compiler_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
