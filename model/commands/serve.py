@@ -84,9 +84,10 @@ def serve(settings: Settings, reference: str, checkpoint: str, precision: str, d
       inkstone serve book --port 8080
     """
     from model.generation.session import Session
-    from model.serving.server import ServerConfig
+    from model.serving.server import ServerConfig, require_packages
     from model.serving.server import serve as run_server
 
+    require_packages()
     run = find_artifact(settings, "runs", reference)
     with settings.progress.wait(f"loading {run.ref}"):
         session = Session(run, checkpoint, device, precision, settings.progress.note)

@@ -46,18 +46,24 @@ class ServerSummary:
     tokens: int
 
 
+def require_packages() -> None:
+    """Raise BadConfig if the optional packages are not installed."""
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError:
+        raise BadConfig("starlette and uvicorn are not installed", hint=install_command("serve")) from None
+
+
 def serve(
     session: Session, config: ServerConfig, content: PageContent, report: Report, stopped: threading.Event
 ) -> ServerSummary:
     """Serve a run until a signal arrives or `stopped` is set; `content` is for its page.
 
-    Raises BadConfig if the optional packages are not installed, TryAgain if the port is in use.
+    Raises TryAgain if the port is in use.
     """
-    try:
-        import starlette  # noqa: F401
-        import uvicorn
-    except ImportError:
-        raise BadConfig("starlette and uvicorn are not installed", hint=install_command("serve")) from None
+    import uvicorn
+
     from model.generation.engine import Engine
     from model.serving.access import make_access
     from model.serving.app import create_app

@@ -532,7 +532,7 @@ def test_signal_ends_streams_with_an_error_event_and_exit_0(trained: Path, numbe
     printed = json.loads(out)
     assert printed["url"] == server.url
     assert printed["counts"]["tokens"] > 0
-    assert err.count("\n") == 1, err
+    assert err.count("\n") == 1 + err.count("loading "), err  # which is said of a slow start only
 
 
 def test_nearly_finished_text_is_completed_on_shutdown(trained: Path) -> None:
@@ -555,7 +555,7 @@ def failed(*words: object) -> tuple[int, str]:
 def test_port_in_use_is_one_line_and_exit_75(server: Server, trained: Path) -> None:
     code, stderr = failed(*command(trained, "--port", server.port))
     assert code == 75
-    assert stderr.count("\n") == 1
+    assert stderr.count("\n") == 1 + stderr.count("loading ")
     assert f"port {server.port} of 127.0.0.1 is in use" in stderr
 
 
@@ -574,7 +574,7 @@ def test_missing_extra_names_the_install_command(trained: Path) -> None:
 
 def test_public_address_warns_and_accepts_any_host_name(trained: Path) -> None:
     with serving(trained, "--host", "0.0.0.0") as server:
-        assert "no authentication" in server.stderr_lines[0]
+        assert "no authentication" in "".join(server.stderr_lines)
         assert server.url == f"http://127.0.0.1:{server.port}"
         reply = exchange(server, b"GET /health HTTP/1.1\r\nHost: my.machine\r\nConnection: close\r\n\r\n")
         assert reply.startswith(b"HTTP/1.1 200 ")
