@@ -220,8 +220,9 @@ def evaluate(
     if world.any(is_stopped):
         return None
     sums = _Sums(len(ids) - 1, block_size, counted)
-    for batch, batch_losses in zip(batches, losses, strict=True):
-        sums.add(batch, batch_losses.cpu())
+    host_losses = torch.cat(losses).cpu().split([len(batch) for batch in batches])
+    for batch, batch_losses in zip(batches, host_losses, strict=True):
+        sums.add(batch, batch_losses)
     nats, token_losses, position_losses = sums.totals(world)
     bits = nats / math.log(2) + validation.unknown_bits
     return Evaluation(
@@ -240,7 +241,7 @@ class _Sums:
     """
 
     def __init__(self, count: int, block_size: int, counted: torch.Tensor | None) -> None:
-        self._count, self._counted, self._nats = count, counted, 0.0
+        self._count, self._counted, self._nats = count, counted, torch.zeros((), dtype=torch.float64)
         self._tokens = torch.zeros(min(count, MAX_TOKEN_LOSSES), dtype=torch.float64)
         self._positions = torch.zeros(2, block_size, dtype=torch.float64)  # sums, and numbers of losses
 
@@ -256,7 +257,7 @@ class _Sums:
         self._positions[0, :length] += (losses * is_valid).sum(0)
         self._positions[1, :length] += is_valid.sum(0)
         is_scored = is_valid & (positions >= firsts)
-        self._nats += float(losses[is_scored].sum())
+        self._nats += losses[is_scored].sum()
         is_held = is_scored & (positions < len(self._tokens))
         self._tokens[positions[is_held]] = losses[is_held]
 
@@ -264,7 +265,7 @@ class _Sums:
         """Return the sum, the losses of the first tokens and the mean losses by position. A collective."""
         tokens, positions = world.sum_tensor(self._tokens), world.sum_tensor(self._positions)
         means = positions[0] / positions[1]
-        return world.all_reduce_sum(self._nats), tokens.float().numpy(), means.float().numpy()
+        return world.all_reduce_sum(float(self._nats)), tokens.float().numpy(), means.float().numpy()
 
 
 def _score(
