@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from model.config import GATE_WIDTH, GPTConfig
 from model.network.causal_attention import causal_attention, is_fast
-from model.network.cross_entropy import in_autocast_dtype, linear_cross_entropy, softcapped
+from model.network.convolution import Convolution, convolve
+from model.network.cross_entropy import in_autocast_dtype, linear_cross_entropy, softcapped, token_losses
 from model.network.dropout import Dropout
 from model.network.kv_cache import CacheView, LayerCache
 from model.network.ngrams import NGrams
@@ -66,11 +67,13 @@ def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # (B, H, T
 
 
 class BlockContext(NamedTuple):
-    """Inputs shared by all blocks: rotary cos and sin, attention mask (None: causal) and KV cache."""
+    """Inputs shared by all blocks: rotary cos and sin, attention mask (None: causal) and KV cache; and the positions
+    (B, T) of tokens in their documents (None: a row is one document)."""
 
     cos_sin: tuple[Tensor, Tensor] | None = None
     mask: Tensor | None = None
     cache: CacheView | None = None
+    positions: Tensor | None = None
 
 
 class Attention(nn.Module):
@@ -182,54 +185,6 @@ class _SquaredReLU(torch.autograd.Function):
 _squared_relu: Callable[[Tensor], Tensor] = _SquaredReLU.apply
 
 
-class Convolution(nn.Module):
-    """Causal depthwise convolution with a residual connection: the identity at initialisation."""
-
-    def __init__(self, kernel_width: int, width: int) -> None:
-        super().__init__()
-        self.shares = nn.Parameter(torch.zeros(kernel_width, width))  # the kernel; checkpoints have it by this name
-
-    def forward(self, x: Tensor, tail: Tensor | None = None) -> Tensor:
-        """(B, T, C) -> (B, T, C). `tail` (B, W - 1, C) holds the inputs before x, and is updated in place."""
-        if tail is None:
-            return _convolve(x, self.shares)
-        x = torch.cat((tail, x), dim=1)
-        tail.copy_(x[:, x.shape[1] - tail.shape[1] :])
-        return _convolve(x, self.shares)[:, tail.shape[1] :]
-
-
-class _Convolve(torch.autograd.Function):
-    """y[t] = x[t] + sum of kernel[k] * x[t - k]. Makes no shifted copies of x, since memory bandwidth limits it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: Tensor) -> Tensor:  # (B, T, C), (W, C) -> (B, T, C)
-        ctx.save_for_backward(x, kernel)
-        y = x * (1 + kernel[0])
-        for shift in range(1, min(len(kernel), x.shape[1])):
-            y[:, shift:].addcmul_(x[:, :-shift], kernel[shift])
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor]:
-        x, kernel = ctx.saved_tensors
-        grad_x, grad_kernel = grad_y * (1 + kernel[0]), torch.zeros_like(kernel)
-        grad_kernel[0] = (grad_y * x).sum((0, 1))
-        for shift in range(1, min(len(kernel), x.shape[1])):
-            grad_x[:, :-shift].addcmul_(grad_y[:, shift:], kernel[shift])
-            grad_kernel[shift] = (grad_y[:, shift:] * x[:, :-shift]).sum((0, 1))
-        return grad_x, grad_kernel
-
-
-_convolve: Callable[[Tensor, Tensor], Tensor] = _Convolve.apply
-
-
-def convolve(x: Tensor, convolution: Convolution | None, tail: Tensor | None) -> Tensor:
-    if convolution is None:
-        return x
-    y: Tensor = convolution(x, tail)
-    return y
-
-
 class Block(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
@@ -255,11 +210,11 @@ class Block(nn.Module):
         tails = layer_cache.tails if layer_cache is not None else (None, None)
         if self.scalars is not None:
             x = self.scalars[0] * x + self.scalars[1] * x0
-        y, v = self.attention(
-            convolve(self.attention_norm(x), self.attention_convolution, tails[0]), context, layer_cache, first_v
-        )
+        normed = convolve(self.attention_norm(x), self.attention_convolution, tails[0], context.positions)
+        y, v = self.attention(normed, context, layer_cache, first_v)
         x = x + self.dropout(y)
-        y = self.feed_forward(convolve(self.feed_forward_norm(x), self.feed_forward_convolution, tails[1]))
+        normed = convolve(self.feed_forward_norm(x), self.feed_forward_convolution, tails[1], context.positions)
+        y = self.feed_forward(normed)
         return x + self.dropout(y), v if first_v is None else first_v
 
 
@@ -273,9 +228,14 @@ class Bigrams(nn.Module):
         super().__init__()
         self.table = nn.Embedding(rows, width, sparse=True)
 
-    def forward(self, ids: Tensor, last_ids: Tensor | None = None) -> Tensor:
-        """(B, T) -> (B, T, C). `last_ids` (B, 1) are the ids before `ids`, and are updated in place."""
+    def forward(self, ids: Tensor, last_ids: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """(B, T) -> (B, T, C). `last_ids` (B, 1) are the ids before `ids`, and are updated in place.
+
+        The first token of a document, at 0 of its `positions` (B, T), has no token before it.
+        """
         previous = F.pad(ids[:, :-1], (1, 0)) if last_ids is None else torch.cat((last_ids, ids[:, :-1]), dim=1)
+        if positions is not None:
+            previous = previous.masked_fill(positions == 0, 0)
         if last_ids is not None:
             last_ids.copy_(ids[:, -1:])
         # Two odd factors of splitmix64 (Steele, Lea & Flood 2014), cut to fit int64; the upper bits are well mixed.
@@ -332,17 +292,31 @@ class GPT(nn.Module):
             frequencies = (counts + 1) / (counts + 1).sum()
             self.head_bias.copy_(frequencies.log())
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        targets: Tensor | None = None,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        weights: Tensor | None = None,
+        *,
+        summed: bool = True,
+    ) -> Tensor:
         """Logits (B, T, V) of the next tokens; with `targets` (B, T) their mean cross entropy in nats.
 
-        `mask` (B, 1, T, T) replaces the causal mask; True where attention is allowed.
+        `mask` (B, 1, T, T) replaces the causal mask; True where attention is allowed. `positions` (B, T) are those of
+        packed documents (see masks.packed_mask). With `weights` (B, T) of the targets the sum of the weighted cross
+        entropies is returned or, unless `summed`, the weighted cross entropy (B, T) of each target.
         """
-        x = self.hidden_states(ids, mask)
+        x = self.hidden_states(ids, mask, positions=positions)
         if targets is None:
             return self.logits(x)
-        return linear_cross_entropy(
-            x.flatten(0, 1), self._head_weight, targets.flatten(), self.config.softcap, self.head_bias
-        )
+        head = (self._head_weight, targets.flatten(), self.config.softcap, self.head_bias)
+        if weights is None:
+            return linear_cross_entropy(x.flatten(0, 1), *head)
+        if summed:
+            return linear_cross_entropy(x.flatten(0, 1), *head, weights.flatten())
+        return token_losses(x.flatten(0, 1), *head, weights.flatten()).view_as(targets)
 
     def next_logits(self, ids: Tensor, cache: CacheView) -> Tensor:
         """Logits (B, V) of the tokens after `ids` (B, T), which follow those in `cache` and are added to it."""
@@ -359,18 +333,21 @@ class GPT(nn.Module):
     def _head_weight(self) -> Tensor:
         return self.embedding.weight if self.head is None else self.head.weight
 
-    def hidden_states(self, ids: Tensor, mask: Tensor | None = None, cache: CacheView | None = None) -> Tensor:
+    def hidden_states(
+        self, ids: Tensor, mask: Tensor | None = None, cache: CacheView | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """Final hidden states, the input of the head: ids (B, T) -> (B, T, C)."""
         x = self.input_norm(self.embedding(ids))  # (B, T, C)
         if self.bigrams is not None:
-            x = x + self.bigrams(ids, cache.previous_ids if cache else None)
+            x = x + self.bigrams(ids, cache.previous_ids if cache else None, positions)
+        absolute = cache.positions if cache else positions  # (B, T); None: each row begins at 0
         if self.position is not None:
-            x = x + self.position.weight[cache.positions if cache else slice(ids.shape[1])]
-        x = x0 = self.dropout(convolve(x, self.convolution, cache.tail if cache else None))
+            x = x + self.position.weight[slice(ids.shape[1]) if absolute is None else absolute]
+        x = x0 = self.dropout(convolve(x, self.convolution, cache.tail if cache else None, positions))
         cos_sin = None
         if self.rotary is not None:
-            cos_sin = self.rotary.at(cache.positions) if cache else self.rotary(ids.shape[1])
-        context, first_v = BlockContext(cos_sin, cache.mask if cache else mask, cache), None
+            cos_sin = self.rotary(ids.shape[1]) if absolute is None else self.rotary.at(absolute)
+        context, first_v = BlockContext(cos_sin, cache.mask if cache else mask, cache, positions), None
         for layer, block in enumerate(self.blocks):
             layer_cache = cache.layers[layer] if cache else None
             if self.recompute and self.training:

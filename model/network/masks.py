@@ -20,6 +20,18 @@ def document_mask(ids: Tensor, eos: int) -> Tensor:
 
     A token attends to itself and to the earlier tokens of its document.
     """
-    documents = document_indices(ids, eos)
+    return _causal(document_indices(ids, eos))
+
+
+def packed_mask(positions: Tensor) -> Tensor:
+    """Return the mask of `document_mask` for documents that are packed into rows by the `positions` (B, T) of tokens.
+
+    A token's position is that in its document. Padding has the position 0, so that it attends to itself alone.
+    """
+    return _causal(torch.arange(positions.shape[1], device=positions.device) - positions)
+
+
+def _causal(documents: Tensor) -> Tensor:
+    """Causal mask (B, 1, T, T) within documents, of which each token (B, T) has the number."""
     same_document = documents[:, None, :, None] == documents[:, None, None, :]
-    return same_document & torch.ones(ids.shape[1:] * 2, dtype=torch.bool, device=ids.device).tril()
+    return same_document & torch.ones(documents.shape[1:] * 2, dtype=torch.bool, device=documents.device).tril()

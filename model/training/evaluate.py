@@ -220,8 +220,8 @@ def evaluate(
     if world.any(is_stopped):
         return None
     sums = _Sums(len(ids) - 1, block_size, counted)
-    host_losses = torch.cat(losses).cpu().split([len(batch) for batch in batches])
-    for batch, batch_losses in zip(batches, host_losses, strict=True):
+    host_losses = torch.cat(losses).cpu()
+    for batch, batch_losses in zip(batches, host_losses.split(rows), strict=True):
         sums.add(batch, batch_losses)
     nats, token_losses, position_losses = sums.totals(world)
     bits = nats / math.log(2) + validation.unknown_bits

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.network import cross_entropy
-from model.network.cross_entropy import linear_cross_entropy, softcapped
+from model.network.cross_entropy import linear_cross_entropy, softcapped, token_losses
 
 
 def plain_cross_entropy(
@@ -42,6 +42,31 @@ def test_loss_and_gradients_equal_the_plain_computation(
         results.append((unbiased.detach(), loss.detach(), a.grad, b.grad, c.grad))
     for chunked, plain in zip(*results, strict=True):
         torch.testing.assert_close(chunked, plain, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+@pytest.mark.parametrize("chunks", [1, 5])
+def test_weighted_losses_and_gradients_equal_the_plain_computation(
+    softcap: float, chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Summed, and squared token by token: a loss that is no weighted sum. Half of the weights are 0."""
+    x, weight, targets = random_inputs()
+    bias, weights = torch.linspace(-2, 2, 50), torch.linspace(-1, 1, 37).clamp(min=0)
+    monkeypatch.setattr(cross_entropy, "_MIN_ROWS", 1)
+    monkeypatch.setitem(cross_entropy._CHUNK_LOGITS, "cpu", 50 * -(-37 // chunks))
+    results = []
+    for is_plain in (False, True):
+        a, b, c = (tensor.clone().requires_grad_() for tensor in (x, weight, bias))
+        if is_plain:
+            losses = weights * F.cross_entropy(softcapped(a @ b.T, softcap) + c, targets, reduction="none")
+            total = losses.sum()
+        else:
+            losses = token_losses(a, b, targets, softcap, c, weights)
+            total = linear_cross_entropy(a, b, targets, softcap, c, weights)
+        (total + losses.square().sum()).backward()
+        results.append((total.detach(), losses.detach(), a.grad, b.grad, c.grad))
+    for chunked, plain in zip(*results, strict=True):
+        torch.testing.assert_close(chunked, plain, atol=1e-5, rtol=1e-5)
 
 
 def test_gradient_with_softcap_equals_finite_differences() -> None:

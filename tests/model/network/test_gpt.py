@@ -9,9 +9,11 @@ import torch
 from torch.nn import functional as F
 
 from model.config import GPTConfig, resolve_vocab_size
-from model.network.gpt import GPT, Convolution, FeedForward, Rotary, apply_rotary_emb
+from model.network import masks
+from model.network.convolution import Convolution
+from model.network.gpt import GPT, FeedForward, Rotary, apply_rotary_emb
 from model.presets import PRESETS
-from tests.support.networks import SMALL, build_network, config_variants
+from tests.support.networks import SMALL, build_network, config_variants, perturbed_network
 
 
 @pytest.mark.parametrize("config", config_variants(), ids=str)
@@ -46,6 +48,29 @@ def test_later_tokens_do_not_change_earlier_logits(config: GPTConfig) -> None:
     changed[0, 10:] = 7
     with torch.no_grad():
         torch.testing.assert_close(model(ids)[0, :10], model(changed)[0, :10])
+
+
+@pytest.mark.parametrize("config", config_variants(), ids=str)
+def test_packed_documents_give_the_losses_and_gradients_of_rows_of_their_own(config: GPTConfig) -> None:
+    """Two rows of documents, of 5 and 11 tokens and of 9 with padding, and their targets."""
+    model = perturbed_network(config)
+    ids = torch.randint(0, 50, (2, 17), generator=torch.Generator().manual_seed(1))
+    positions = torch.tensor([[*range(5), *range(11)], [*range(9), *([0] * 7)]])
+    weights = torch.rand(2, 16, generator=torch.Generator().manual_seed(2)) * (torch.arange(32).view(2, 16) < 25)
+    packed = model(ids[:, :-1], ids[:, 1:], masks.packed_mask(positions), positions, weights)
+    packed.backward()
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    separate = torch.zeros(())
+    for row, start, stop in ((0, 0, 5), (0, 5, 16), (1, 0, 9)):
+        inputs, targets = ids[row : row + 1, start:stop], ids[row : row + 1, start + 1 : stop + 1]
+        separate = separate + model(inputs, targets, weights=weights[row : row + 1, start:stop])
+    separate.backward()
+    torch.testing.assert_close(packed, separate, atol=1e-6, rtol=1e-6)
+    for name, weight in model.named_parameters():
+        assert weight.grad is not None
+        expected, actual = (grad.to_dense() for grad in (weight.grad, gradients[name]))
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_bigram_preset_depends_on_the_last_token_only() -> None:
