@@ -187,5 +187,14 @@ SETTINGS: dict[str, Setting] = {
         "checkpoint; 0: 2 by the clock, and only a warning by steps",
         _COUNT,
     ),
+    "lora_rank": Setting(
+        "rank of the low-rank factors that sft and dpo train in place of all weights (Hu et al. 2022), and that are "
+        "merged at the end; 0: all weights",
+        Range(0, 1 << 16),
+    ),
+    "beta": Setting(
+        "of dpo, the strength with which the network is held to the run it starts from (Rafailov et al. 2023)",
+        Range(1e-4, 1e4, zero=True),
+    ),
     "seed": Setting("decides the first weights, the batches and the dropout", _COUNT),
 }

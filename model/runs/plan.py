@@ -37,6 +37,7 @@ CODE = code.Code(
         "model/presets.py": "numbers, which are part of the key",
         "model/runs/continuing.py": "chooses the run to continue, which is part of the key",
         "model/runs/plan.py": "chooses numbers and tokens, which are part of the key",
+        "model/runs/tuning.py": "chooses numbers and tokens, which are part of the key",
         "model/runs/run.py": "reads finished runs",
         "model/runs/unfinished.py": "chooses which run to resume",
         "model/settings.py": "refuses numbers, which are part of the key",
@@ -215,6 +216,11 @@ def make_plan(
     With `parent`, a run, it starts from the network and the best weights of that run, and only the numbers of training
     are the preset's. Raises BadConfig if the tokens and the configuration do not fit together.
     """
+    if kind := kind_of(tokens):
+        raise BadConfig(
+            f"{tokens.ref} has {'conversations' if kind == 'chat' else 'pairs of answers'}, which tune a run",
+            hint="`inkstone train TOKENS --from RUN`",
+        )
     name = check_name(name or preset_name)
     if parent is None:
         preset = resolve_preset(preset_name, steps, minutes, settings)
@@ -225,10 +231,15 @@ def make_plan(
     network = parent.manifest.option("model", GPTConfig)
     preset = dataclasses.replace(presets.get_preset(preset_name), model=network, family=network.family)
     preset = override_preset(preset, steps, minutes, settings)
-    _require_same_network(preset.model, network, parent)
+    require_same_network(preset.model, network, parent)
     if name == parent.manifest.name:
         raise BadConfig(f"the run would replace {name}, which it starts from", hint="give it another --name")
     return TrainPlan(name, preset_name, preset, tokens, parent.as_input("parent"), parent.path, weights_only=True)
+
+
+def kind_of(tokens: Artifact) -> str:
+    """Return "chat" for tokens of conversations, "preferences" for those of pairs of answers, "" for text."""
+    return str(tokens.manifest.options.get("chat", ""))
 
 
 def require_same_tokenizer(tokens: Artifact, parent: Artifact) -> None:
@@ -262,7 +273,7 @@ def make_auto_plan(
     return plan, resolved
 
 
-def _require_same_network(model: GPTConfig, network: GPTConfig, parent: Artifact) -> None:
+def require_same_network(model: GPTConfig, network: GPTConfig, parent: Artifact) -> None:
     """Raise BadConfig unless `model` is the parent's network, except for dropout, a shorter block and n-grams."""
     comparable = dataclasses.replace(model, **{field: getattr(network, field) for field in _CHANGEABLE})
     if changes := config.differences(comparable, network):

@@ -43,6 +43,10 @@ class Result(msgspec.Struct, frozen=True):
     None if the peak is unknown. `waited` is the fraction of the training time spent waiting for batches. `baselines`
     are bits per character of simple models on the validation set, by name. `ended_early` is the reason why the training
     ended before its planned length, "" if it did not.
+
+    `task` is "sft" or "dpo" for a tuned run, and `tuning` its numbers before and after: bits per character of held-out
+    answers, or margin, accuracy and KL of held-out pairs; and bits per character of the text that the base model held
+    out, unless the `note` says why that was not measured.
     """
 
     steps: int
@@ -65,6 +69,25 @@ class Result(msgspec.Struct, frozen=True):
     waited: float = 0.0
     baselines: dict[str, float] = {}
     ended_early: str = ""
+    task: str = ""
+    tuning: dict[str, float] = {}
+    note: str = ""
+
+
+def describe_tuning(result: Result) -> list[str]:
+    """Describe the numbers of a tuning for a person; nothing for other trainings."""
+    numbers, lines = result.tuning, []
+    if "answers_after" in numbers:
+        lines.append(f"answers {numbers['answers_before']:.3f} → {numbers['answers_after']:.3f} bits per character")
+    if "accuracy_after" in numbers:
+        lines.append(
+            f"pairs: accuracy {numbers['accuracy_after']:.0%}, margin {numbers['margin_after']:.2f}, "
+            f"KL {numbers['kl_after']:.3f} nats per token"
+        )
+    if "base_after" in numbers:
+        before, after = numbers["base_before"], numbers["base_after"]
+        lines.append(f"forgotten: the base model's validation text {before:.3f} → {after:.3f} bits per character")
+    return lines + [result.note] * bool(result.note)
 
 
 def read_preset_name(folder: Path) -> str:

@@ -74,13 +74,17 @@ def compute_baselines(store: TokenStore, validation: ValidationSet) -> Baselines
 
     N-grams are counted in the first 2**21 characters of training text.
     """
-    train = store.train.read(0, min(_MAX_COUNTED, len(store.train)))
-    ids, vocab_size = validation.ids, store.tokenizer.vocab_size
-    targets = ids[1:].astype(np.int64)
-    unigrams = unigram(train, vocab_size)
-    bigrams = bigram(train, ids[:-1].astype(np.int64), targets, unigrams)
+    targets = validation.ids[1:]
     text = "".join(validation.documents) or store.tokenizer.decode(targets.tolist())
-    zstd_bits = _zstd_bits_per_byte(text) * validation.bytes
+    return score(store, validation.ids[:-1], targets, text, validation.unknown_bits)
+
+
+def score(store: TokenStore, previous: np.ndarray, targets: np.ndarray, text: str, unknown_bits: float) -> Baselines:
+    """Score the ids `targets`, which encode `text`, after the ids `previous`; all are int64 of one shape (N,)."""
+    train = store.train.read(0, min(_MAX_COUNTED, len(store.train)))
+    unigrams = unigram(train, vocab_size := store.tokenizer.vocab_size)
+    bigrams = bigram(train, previous.astype(np.int64), targets.astype(np.int64), unigrams)
+    zstd_bits = _zstd_bits_per_byte(text) * max(len(text.encode(errors="replace")), 1)
     return Baselines(
         uniform=math.log(vocab_size),
         unigram=-float(np.log(unigrams[targets]).mean()),
@@ -88,8 +92,8 @@ def compute_baselines(store: TokenStore, validation: ValidationSet) -> Baselines
         zstd=zstd_bits * math.log(2) / len(targets),
         ngram=_ngram_bits(_decode_start(train, store.tokenizer), text) * math.log(2) / len(targets),
         tokens=len(targets),
-        characters=validation.characters,
-        unknown_bits=validation.unknown_bits,
+        characters=max(len(text), 1),
+        unknown_bits=unknown_bits,
     )
 
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -154,8 +154,19 @@ def _signed(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(f"i{dtype.itemsize}")
 
 
+class Batches(Protocol):
+    """Rows of each step, as a pure function of their numbers; `tokens` are the store that they come from."""
+
+    @property
+    def tokens(self) -> TokenArray: ...
+
+    def batch(self, step: int, rows: int, first: int = 0, count: int | None = None) -> np.ndarray:
+        """Return the rows [first, first + count) of a step of `rows` rows."""
+
+
 class Loader:
-    """Endless iterator over batches on a device: int64 ids (count, block_size + 1) for each step from `step` on.
+    """Endless iterator over batches on a device: int64 ids (count, block_size + 1) for each step from `step` on, or
+    what other `batches` than those of a Sampler have.
 
     They are the rows [first, first + count) of steps of `rows` rows, however they are loaded:
 
@@ -170,7 +181,7 @@ class Loader:
 
     def __init__(
         self,
-        sampler: Sampler,
+        sampler: Batches,
         rows: int,
         device: torch.device,
         *,
@@ -217,6 +228,7 @@ class Loader:
         return ids
 
     def _gather(self, store: Tensor) -> Tensor:
+        assert isinstance(self._sampler, Sampler), "packed rows are not gathered from a resident store"
         offsets = _send(_pinned(self._sampler.offsets(self._step, *self._rows), self._device), self._device)
         return widen(store[offsets[:, None] + torch.arange(self._sampler.block_size + 1, device=self._device)])
 

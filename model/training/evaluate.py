@@ -65,6 +65,14 @@ class Evaluation:
     token_losses: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32), compare=False, repr=False)
     position_losses: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32), compare=False, repr=False)
 
+    @property
+    def columns(self) -> dict[str, float]:
+        """Values of a row of the metrics."""
+        return {"val_loss": self.loss, "bits_per_char": self.bits_per_char, "bits_per_byte": self.bits_per_byte}
+
+    def __str__(self) -> str:
+        return f"validation {self.loss:.3f} nats/token, {self.bits_per_char:.3f} bits/char"
+
 
 def validation_set(store: TokenStore, max_bytes: int = 0) -> ValidationSet:
     """Take the first `max_bytes` of validation text, for any tokenizer; 0 takes all of it.
@@ -176,6 +184,11 @@ def windows(count: int, block_size: int) -> list[tuple[int, int]]:
     return [(start, 0 if not start else start + block_size - half) for start in starts]
 
 
+def batch_values(device: torch.device) -> int:
+    """Return how many values the widest tensor of a batch may have on a device."""
+    return _BATCH_VALUES.get(device.type, _BATCH_VALUES["cpu"])
+
+
 @torch.no_grad()
 def evaluate(
     model: GPT,
@@ -200,7 +213,7 @@ def evaluate(
     spans += [(0, block_size)] * (-len(spans) % world.size)
     spans = spans[world.rank :: world.size]
     masks = 0 if mask_eos is None else 4 * block_size
-    vocab_size, values = model.config.vocab_size, _BATCH_VALUES.get(device.type, _BATCH_VALUES["cpu"])
+    vocab_size, values = model.config.vocab_size, batch_values(device)
     is_whole = isinstance(model, FSDPModule)  # it gathers its weights for `forward` only, which returns all logits
     width = max(vocab_size * is_whole, model.config.hidden_width, masks)
     rows = min(max(1, values // (block_size * width)), len(spans))
@@ -220,8 +233,8 @@ def evaluate(
     if world.any(is_stopped):
         return None
     sums = _Sums(len(ids) - 1, block_size, counted)
-    host_losses = torch.cat(losses).cpu()
-    for batch, batch_losses in zip(batches, host_losses.split(rows), strict=True):
+    host_losses = torch.split(torch.cat(losses).cpu(), rows)
+    for batch, batch_losses in zip(batches, host_losses, strict=True):
         sums.add(batch, batch_losses)
     nats, token_losses, position_losses = sums.totals(world)
     bits = nats / math.log(2) + validation.unknown_bits

@@ -12,12 +12,14 @@ from model.generation import engine
 from model.generation.engine import Sample
 from model.generation.sampling import SampleOptions
 from model.generation.session import encode
+from model.network.gpt import GPT
 from model.runs.run import Report
 from model.training.distributed import World
-from model.training.evaluate import Evaluation, ValidationSet, evaluate
+from model.training.evaluate import ValidationSet, evaluate
 from model.training.learner import Learner
 from model.training.lr_schedule import LRSchedule
 from model.training.metrics import Metrics, evaluations
+from model.training.tuning.evaluation import AnyEvaluation, HeldOutAnswers, HeldOutPairs
 from pipeline.tokenizers import Tokenizer
 from pipeline.tokens.store import TokenStore
 
@@ -68,7 +70,7 @@ class Evaluator:
 
     def __init__(
         self,
-        validation: ValidationSet | None,
+        validation: ValidationSet | HeldOutAnswers | HeldOutPairs | None,
         prompt: tuple[str, list[int]],
         tokenizer: Tokenizer,
         learner: Learner,
@@ -122,30 +124,40 @@ class Evaluator:
         reason: str = self._world.broadcast_object(str(rise or ""))
         return reason
 
-    def evaluate(self, metrics: Metrics, stopped: threading.Event) -> Evaluation | None:
+    def evaluate(self, metrics: Metrics, stopped: threading.Event) -> AnyEvaluation | None:
         """Score the validation set and write a sample, with the average of the weights if there is one.
 
         Return None if `stopped` was set meanwhile; the evaluation then stays due. Also return None without a validation
         set. There is no sample if the loss is not finite.
         """
         start, learner = time.monotonic(), self._learner
-        eos = self._tokenizer.end_of_text if learner.config.document_mask else None
         self.sample, evaluation = None, None
         with learner.averaged() as model:
             if self.validation:
-                precision = learner.execution.precision
-                evaluation = evaluate(
-                    model, self.validation, learner.device, precision, self._world, stopped.is_set, eos
-                )
+                evaluation = self._score(model, self.validation, stopped)
                 if evaluation is None:
                     return None
             if evaluation is None or math.isfinite(evaluation.loss):
                 self._write_sample(metrics)
-        if evaluation and self.validation and self._schedule.finished:
+        if (
+            isinstance(evaluation, Evaluation)
+            and isinstance(self.validation, ValidationSet)
+            and self._schedule.finished
+        ):
             metrics.write_losses(self._schedule.step, self.validation.ids[1:], evaluation)
         self._seconds += time.monotonic() - start
         self.count, self._evaluated_at = self._scheduled, self._schedule.progress
         return evaluation
+
+    def _score(
+        self, model: GPT, validation: ValidationSet | HeldOutAnswers | HeldOutPairs, stopped: threading.Event
+    ) -> AnyEvaluation | None:
+        learner = self._learner
+        arguments = (learner.device, learner.execution.precision, self._world, stopped.is_set)
+        if not isinstance(validation, ValidationSet):
+            return validation.evaluate(model, *arguments)
+        eos = self._tokenizer.end_of_text if learner.config.document_mask else None
+        return evaluate(model, validation, *arguments, eos)
 
     def _write_sample(self, metrics: Metrics) -> None:
         """Generate a sample, by random numbers of its own. A failure is recorded and does not end the training."""

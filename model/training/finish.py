@@ -22,16 +22,22 @@ from model.runs.run import (
     Report,
     Result,
     checkpoint_path,
+    describe_tuning,
     open_tokenizer,
     read_result,
     require_intact,
 )
+from model.runs.tuning import SFT
 from model.training import loss_curve
 from model.training.baselines import Baselines
+from model.training.distributed import World
 from model.training.evaluate import ValidationSet, encode_again, evaluate, validation_set
 from model.training.lr_schedule import LRSchedule
 from model.training.metrics import LOG, LOSSES, METRICS, SAMPLES, scores
-from pipeline.errors import InkstoneError, InternalError
+from model.training.resume import Parent
+from model.training.tuning.forgetting import conclude
+from model.training.tuning.task import open_task
+from pipeline.errors import BadConfig, InkstoneError, InternalError
 from pipeline.store import files
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Tokenizer
@@ -48,7 +54,10 @@ def finish(folder: Path, result: Result, baselines: Baselines | None, title: str
     if best != last:
         checkpoint.drop_moments(best)
     files.write_file(folder / RESULT, msgspec.json.format(msgspec.json.encode(result), indent=2))
-    loss_curve.draw(folder / METRICS, folder, title, baselines)
+    title = "\n".join([title, *describe_tuning(result)])
+    loss_curve.draw(
+        folder / METRICS, folder, title, baselines, "pair" if "accuracy_after" in result.tuning else "token"
+    )
 
 
 def make_result(
@@ -59,18 +68,19 @@ def make_result(
     device: torch.device,
     precision: str,
     processes: int,
+    parent: Parent | None,
     **values: Any,
 ) -> Result:
     """Return the final numbers of a training, from the metrics in `records` and the checkpoints in `folder`.
 
-    `values` are further fields of the result.
+    `values` are further fields of the result. Those of a tuning compare it with the `parent` run.
     """
     model, seconds = preset.model, schedule.seconds
     last, best = checkpoint.folder_name(schedule.step), checkpoint.best(folder / CHECKPOINTS)
     best_name = best.name if best else last
     tokens = schedule.step * preset.train.batch_size * model.block_size
     rate, peak = tokens / max(seconds, 1e-9), devices.peak_flops(device, precision)
-    return Result(
+    result = Result(
         steps=schedule.step,
         tokens=tokens,
         parameters=model.parameters,
@@ -80,9 +90,11 @@ def make_result(
         mfu=round(rate * model.flops_per_token / peak / processes, 4) if peak else None,
         last=last,
         best=best_name,
+        steps_before=parent.steps if parent else 0,
         **scores(records, checkpoint.step_of(best_name)),
         **values,
     )
+    return conclude(folder, records, result, parent.path, device) if result.task and parent else result
 
 
 def require_readable(folder: Path, result: Result, plan: TrainPlan) -> None:
@@ -114,10 +126,14 @@ def copy_records(source: Path, target: Path) -> None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Bits per character of the best checkpoints of a new run and of the current one, on the same validation text."""
+    """Scores of the best checkpoints of a new run and of the current one on the same held-out text, answers or pairs.
+
+    They are in `unit`; less is better.
+    """
 
     new: float
     current: float
+    unit: str = "bits per character"
 
     @property
     def is_worse(self) -> bool:
@@ -125,7 +141,7 @@ class Comparison:
         return not self.new <= _TOLERANCE * self.current and math.isfinite(self.current)
 
     def __str__(self) -> str:
-        return f"{self.new:.3f} against {self.current:.3f} bits per character"
+        return f"{self.new:.3f} against {self.current:.3f} {self.unit}"
 
 
 def compare(
@@ -140,6 +156,8 @@ def compare(
     if not len(store.val):
         return None
     report(f"comparing with {current.ref}")
+    if store.chat:
+        return _compare_tuned(folder, result, plan, current, devices.pick_device(device))
     validation = validation_set(store, train.eval_bytes)
     path, tokenizer = checkpoint_path(current, "best"), open_tokenizer(current)
     require_intact(current, path)
@@ -150,6 +168,23 @@ def compare(
         _bits_per_char(folder / CHECKPOINTS / result.best, validation, store.tokenizer, train, device),
         _bits_per_char(path, old_set, tokenizer, old_train, device),
     )
+
+
+def _compare_tuned(
+    folder: Path, result: Result, plan: TrainPlan, current: Artifact, device: torch.device
+) -> Comparison:
+    """Evaluate two tuned runs on the held-out conversations or pairs of a plan."""
+    if current.manifest.tokenizer != plan.tokens.manifest.tokenizer:
+        raise BadConfig(f"it has the tokenizer {current.manifest.tokenizer}", hint="tune it under another --name")
+    path = checkpoint_path(current, "best")
+    require_intact(current, path)
+    task = open_task(open_store(plan.tokens), plan, device, World(), lambda line: None)
+    scores = []
+    for checkpoint_folder in (folder / CHECKPOINTS / result.best, path):
+        model, precision = checkpoint.load_model(checkpoint_folder, device), plan.preset.train.precision
+        scores.append(task.score(model, device, devices.pick_precision(device, precision)))
+    unit = "bits per character of answers" if task.name == SFT else "loss on held-out pairs"
+    return Comparison(scores[0], scores[1], unit)
 
 
 def _bits_per_char(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from model.runs import checkpoint
 from model.runs.checkpoint import CheckpointTensors
 from model.training import distributed, optim
 from model.training.distributed import World
+from model.training.tuning import lora
+from model.training.tuning.objective import Tuning
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Learner:
     """Model and optimizers of a training.
 
     `rows` is the number of sequences of each batch that this process computes. `counts` (V,) of the tokens initialise
-    the bias of the head, if it has one.
+    the bias of the head, if it has one. With `tuning`, batches are packed rows (rows, PLANES, T).
     """
 
     def __init__(
@@ -49,11 +51,14 @@ class Learner:
         rows: int,
         world: World,
         counts: Tensor | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
         self.config, self.device, self.rows, self.world = config, device, rows, world
-        self.counts = counts
+        self.counts, self._tuning = counts, tuning
         self.model = GPT(model)
         self.model.recompute = config.recompute
+        if config.lora_rank and tuning:
+            lora.add(self.model, config.lora_rank, tuning.special)
         self.model.to(device)
         self._wrapped = distributed.wrap(self.model, world, config.parallel)
         self.use(how)
@@ -87,6 +92,8 @@ class Learner:
         Raises BadConfig, and changes nothing, if its tensors are not those of this model.
         """
         weights = self.weights
+        if self.config.lora_rank:
+            tensors = replace(tensors, weights=lora.with_factors(tensors.weights, self.model, self.config.seed))
         checkpoint.require_fit(tensors, self.model)
         for name, tensor in tensors.weights.items():
             distributed.copy_into(weights[name], tensor)
@@ -154,7 +161,15 @@ class Learner:
         return StepResult(loss, norm, culprit)
 
     def backward(self, ids: Tensor, fraction: float, eos: int) -> Tensor:
-        """Add `fraction` of the gradient of the sequences `ids` (B, T + 1); return that fraction of their mean loss."""
+        """Add `fraction` of the gradient of the sequences `ids` (B, T + 1); return that fraction of their mean loss.
+
+        Packed rows know their share in the loss of a step themselves.
+        """
+        if self._tuning:
+            with self.execution.autocast(self.device):
+                share = self._tuning.loss(self._loss, ids) * self.world.size  # processes are averaged
+            torch.autograd.backward(share)
+            return share.detach()
         inputs, targets = ids[:, :-1], ids[:, 1:]
         mask = masks.document_mask(inputs, eos) if self.config.document_mask else None
         with self.execution.autocast(self.device):

@@ -23,11 +23,11 @@ Points = list[tuple[int, float]]
 Units = tuple[Callable[[Any], Any], Callable[[Any], Any]]
 
 
-def draw(metrics: Path, folder: Path, title: str, baselines: Baselines | None = None) -> None:
+def draw(metrics: Path, folder: Path, title: str, baselines: Baselines | None = None, unit: str = "token") -> None:
     """Draw training and validation loss over steps as loss.png and loss.svg in `folder`.
 
     The same metrics give the same bytes. A second axis shows bits per character if the metrics have them, the best
-    evaluation after the first is marked, and `baselines` are horizontal lines.
+    evaluation after the first is marked, and `baselines` are horizontal lines. Losses are in nats per `unit`.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -54,7 +54,7 @@ def draw(metrics: Path, folder: Path, title: str, baselines: Baselines | None = 
         axes.secondary_yaxis("right", functions=units).set_ylabel("bits per character")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.15)
-    axes.set(xlabel="step", ylabel="loss, nats per token")
+    axes.set(xlabel="step", ylabel=f"loss, nats per {unit}")
     axes.set_title(title, loc="left", fontsize=11)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
 

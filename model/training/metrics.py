@@ -27,6 +27,7 @@ from model import device as devices
 from model.training.distributed import World
 from model.training.evaluate import Evaluation
 from model.training.lr_schedule import LRSchedule
+from model.training.tuning.evaluation import AnyEvaluation
 from pipeline.errors import BadConfig, install_command
 from pipeline.store import files
 
@@ -85,8 +86,8 @@ class Metrics:
     """Writer of the records, as a context manager. Rows and samples after `step` are dropped; -1 recreates all files.
 
     With `board`, TensorBoard events are written too, into `tensorboard/` beside them. `on_row` is called with the
-    numbers of every row. Without a folder nothing is written or called. Raises OSError at the end of the context if a
-    full disk still refuses some lines.
+    numbers of every row. Without a folder nothing is written or called. `columns` are added to those of every training.
+    Raises OSError at the end of the context if a full disk still refuses some lines.
     """
 
     def __init__(
@@ -96,9 +97,11 @@ class Metrics:
         device: torch.device | None = None,
         *,
         board: bool = False,
+        columns: tuple[str, ...] = (),
         on_row: OnRow | None = None,
     ) -> None:
         self.folder, self._device, self._on_row = folder, device, on_row if folder else None
+        self._columns = (*COLUMNS, *columns)
         self._board = _open_board(folder / "tensorboard") if board and folder else None
         if folder and step < 0:
             for name in (LOG, LOSSES):
@@ -106,7 +109,7 @@ class Metrics:
         self._open(step)
 
     def _open(self, step: int) -> None:
-        for name, header in ((METRICS, ",".join(COLUMNS) + "\n"), (SAMPLES, "")):
+        for name, header in ((METRICS, ",".join(self._columns) + "\n"), (SAMPLES, "")):
             if self.folder:
                 files.write_file(self.folder / name, header.encode() + _lines_until(self.folder / name, step))
         paths = (self.folder / name if self.folder else Path(os.devnull) for name in (METRICS, SAMPLES, LOG))
@@ -123,7 +126,7 @@ class Metrics:
         tokens: int,
         loss: float | None,
         norm: float | None,
-        evaluation: Evaluation | None = None,
+        evaluation: AnyEvaluation | None = None,
     ) -> None:
         """Write a row. `loss` in nats per token and the gradient's `norm` are means since the last row."""
         values: dict[str, float | None] = {
@@ -133,15 +136,11 @@ class Metrics:
             "memory_mb": devices.used_memory(self._device) / 1e6 if self._device else None,
         }
         if evaluation:
-            values |= {
-                "val_loss": evaluation.loss,
-                "bits_per_char": evaluation.bits_per_char,
-                "bits_per_byte": evaluation.bits_per_byte,
-            }
+            values |= evaluation.columns
         numbers = {name: value for name, value in values.items() if value is not None}
         texts = {name: format(value, _FORMATS.get(name, ".5f")) for name, value in numbers.items()}
         fields = {"step": schedule.step, "tokens": tokens, "seconds": f"{schedule.seconds:.2f}", **texts}
-        self._rows.add(",".join(str(fields.get(name, "")) for name in COLUMNS))
+        self._rows.add(",".join(str(fields.get(name, "")) for name in self._columns))
         self.event("evaluation" if evaluation else "step", **fields)
         if self._board is not None:
             for name, value in numbers.items():
@@ -242,8 +241,8 @@ def scores(folder: Path, best: int) -> dict[str, Any]:
 
 
 def _number(rows: list[dict[str, str]], column: str) -> float | None:
-    """Return a number of the first row, None without rows."""
-    return float(rows[0][column]) if rows else None
+    """Return a number of the first row, None without rows or without this number."""
+    return float(rows[0][column]) if rows and rows[0][column] else None
 
 
 def read(path: Path) -> list[dict[str, str]]:

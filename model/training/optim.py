@@ -27,33 +27,40 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Build the optimizers that together train each weight once.
 
-    `precision` is that of Muon's matrix products, which the processes of `world` share.
+    `precision` is that of Muon's matrix products, which the processes of `world` share. Frozen weights are left out.
+    Beside low-rank factors, embeddings and heads are trained without decay: most of their rows are frozen.
     """
     bigrams = [model.bigrams.table.weight] if model.bigrams is not None else []
     heads = [model.head.weight] if model.head is not None else []
     embeddings = [table.weight for table in (model.embedding, model.position) if table is not None]
     named = model.blocks.named_parameters()
     matrices = [weight for name, weight in named if weight.dim() == 2 and not name.endswith(_VECTORS)]
+    trained_matrices = [weight for weight in matrices if weight.requires_grad]
     grouped = {id(weight) for weight in (*bigrams, *heads, *embeddings, *matrices)}
     vectors = [weight for weight in model.parameters() if id(weight) not in grouped]
     betas = (config.beta1, config.beta2)
     optimizers: list[torch.optim.Optimizer] = []
-    if bigrams:  # moments change only for the rows of a batch
+    if bigrams and bigrams[0].requires_grad:  # moments change only for the rows of a batch
         optimizers.append(torch.optim.SparseAdam(bigrams, config.embedding_rate, betas, eps=_EPSILON))
     if config.optimizer == "adamw":
         rate, decay = config.learning_rate, config.weight_decay
-        groups = [((*embeddings, *heads, *matrices), rate, decay), (vectors, rate, 0.0)]
+        tables, table_decay = (*embeddings, *heads), 0.0 if config.lora_rank else decay
+        groups = [(tables, rate, table_decay), (matrices, rate, decay), (vectors, rate, 0.0)]
     else:
         groups = [
             (embeddings, config.embedding_rate, config.embedding_decay),
             (heads, config.head_rate, config.embedding_decay),
             (vectors, config.vector_rate, 0.0),
         ]
-        if matrices:
+        if trained_matrices:
             options = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "momentum": config.momentum}
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            optimizers.append(Muon(matrices, **options, cautious=config.cautious, dtype=dtype, world=world))
-    adamw = [{"params": weights, "lr": rate, "weight_decay": decay} for weights, rate, decay in groups if weights]
+            optimizers.append(Muon(trained_matrices, **options, cautious=config.cautious, dtype=dtype, world=world))
+    adamw = [
+        {"params": trained, "lr": rate, "weight_decay": decay}
+        for weights, rate, decay in groups
+        if (trained := [weight for weight in weights if weight.requires_grad])
+    ]
     # Fused: one kernel for all weights. Gradients of rare tokens are small, so epsilon must be small too.
     return [*optimizers, torch.optim.AdamW(adamw, config.learning_rate, betas, eps=_EPSILON, fused=True)]
 

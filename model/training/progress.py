@@ -10,8 +10,8 @@ from typing import Any
 
 from model.generation.engine import Sample
 from model.runs.run import Report
-from model.training.evaluate import Evaluation
 from model.training.lr_schedule import LRSchedule
+from model.training.tuning.evaluation import AnyEvaluation
 
 _WATCH_SECONDS = 1.0
 _MAX_SAMPLE, _MAX_PROMPT = 100, 50  # characters of a sample in a line, and of its prompt
@@ -63,7 +63,7 @@ class ProgressReporter:
         self,
         schedule: LRSchedule,
         loss: float | None,
-        evaluation: Evaluation | None = None,
+        evaluation: AnyEvaluation | None = None,
         better_than: str = "",
         sample: Sample | None = None,
     ) -> None:
@@ -71,10 +71,9 @@ class ProgressReporter:
         values: dict[str, Any] = {} if loss is None else {"loss": loss}
         parts = [str(schedule), f"loss {loss:.3f}" if loss is not None else ""]
         if evaluation:
-            bits = evaluation.bits_per_char
+            bits = evaluation.columns.get("bits_per_char")
             values |= {"val_loss": evaluation.loss, "bits_per_char": bits, "better_than": better_than}
-            comparison = f", better than {better_than}" if better_than else ""
-            parts.append(f"validation {evaluation.loss:.3f} nats/token, {bits:.3f} bits/char{comparison}")
+            parts.append(f"{evaluation}, better than {better_than}" if better_than else str(evaluation))
         parts += [self._speed(schedule), _time_left(schedule.seconds_left)]
         if sample:
             values["sample"] = _sample_line(sample)

@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 
 from model.config import GPTConfig
+from model.network.gpt import GPT
 from model.network.ngrams import MAX_TOKENS, NGrams
 from model.runs import checkpoint
 from model.runs.checkpoint import CheckpointTensors
 from model.runs.plan import TrainPlan
 from model.runs.run import CHECKPOINTS, Report, Result, read_result
 from model.training.checkpointer import read_on_main
+from model.training.distributed import World
 from model.training.learner import Learner
+from model.training.tuning.forgetting import parent_of
 from pipeline.errors import BadData
+from pipeline.store import artifact
 from pipeline.tokens.store import TokenStore
 
 _MAX_COUNTED = 1 << 24  # tokens: they are counted in a second
@@ -58,8 +62,8 @@ def load_parent(learner: Learner, parent: Parent, report: Report) -> None:
     Raises BadData if it is damaged.
     """
     run = f"{parent.path.parent.name}/{parent.path.name}"
-    block_size = learner.model.config.block_size
-    if loaded := read_on_main(learner.world, lambda: ("", _read(parent, block_size))):
+    config = learner.model.config
+    if loaded := read_on_main(learner.world, lambda: ("", _read(parent, config))):
         learner.load(loaded[1])
     if parent.weights_only:
         report(f"starting from the weights of {run}")
@@ -67,14 +71,36 @@ def load_parent(learner: Learner, parent: Parent, report: Report) -> None:
         report(f"continues from step {parent.steps:,} of runs/{run}")
 
 
-def _read(parent: Parent, block_size: int) -> CheckpointTensors:
+def load_reference(plan: TrainPlan, device: torch.device, world: World) -> GPT:
+    """Load the frozen network that a tuning by preferences is compared with: the best weights of its parent run.
+
+    That of a run that continues another one is the reference of that one. Raises BadData if it is gone or damaged.
+    """
+
+    def read() -> tuple[str, CheckpointTensors]:
+        assert plan.parent_path, "a tuning has a parent"
+        path, starts_there = plan.parent_path, plan.weights_only
+        while not starts_there:
+            run = artifact.read(path)
+            path, starts_there = parent_of(run), "afresh" in run.manifest.options
+        return "", _read(Parent(path, read_result(path), weights_only=True), plan.preset.model)
+
+    loaded = read_on_main(world, read)
+    assert loaded, "the main process read it"
+    model = GPT.empty(plan.preset.model, device)
+    model.load_state_dict(loaded[1].weights)
+    return model
+
+
+def _read(parent: Parent, model: GPTConfig) -> CheckpointTensors:
     checkpoints = parent.path / CHECKPOINTS
     try:
         if not parent.weights_only:
             return checkpoint.read(checkpoints / parent.result.last)
-        return CheckpointTensors(
-            _cut_positions(checkpoint.read_weights(checkpoints / parent.result.best), block_size), {}
-        )
+        weights = checkpoint.read_weights(checkpoints / parent.result.best)
+        vocab_size = checkpoint.read_state(checkpoints / parent.result.best).model.vocab_size
+        weights = grow_vocabulary(_cut_positions(weights, model.block_size), vocab_size, model.vocab_size)
+        return CheckpointTensors(weights, {})
     except BadData as error:
         hint = f"`rollback runs/{parent.path.parent.name}` returns to the run before"
         raise BadData(error.message, hint=hint) from None
@@ -83,6 +109,18 @@ def _read(parent: Parent, block_size: int) -> CheckpointTensors:
 def _cut_positions(weights: dict[str, Tensor], block_size: int) -> dict[str, Tensor]:
     """Fit the weights to a shorter block, by cutting the learned positions beyond it."""
     return {name: weight[:block_size] if name == "position.weight" else weight for name, weight in weights.items()}
+
+
+def grow_vocabulary(weights: dict[str, Tensor], vocab_size: int, new_size: int) -> dict[str, Tensor]:
+    """Add rows to the tables of `vocab_size` ids, such as the embedding; each is the mean of the rows of a table."""
+
+    def grown(name: str, weight: Tensor) -> Tensor:
+        if weight.shape[:1] != (vocab_size,) or name.startswith(("blocks.", "bigrams.")):
+            return weight
+        mean = weight.double().mean(0, keepdim=True).to(weight.dtype)
+        return torch.cat([weight, *[mean] * (new_size - vocab_size)])
+
+    return {name: grown(name, weight) for name, weight in weights.items()}
 
 
 def count_tokens(store: TokenStore, vocab_size: int) -> Tensor:

@@ -19,18 +19,19 @@ from model.runs.checkpoint import CheckpointTensors, TrainState
 from model.runs.plan import Annealed, TrainPlan, write_config
 from model.runs.run import CHECKPOINTS, Report, Result
 from model.training import estimate, trial
-from model.training.baselines import Baselines, compute_baselines
+from model.training.baselines import Baselines
 from model.training.checkpointer import Checkpointer
-from model.training.dataloader import Loader, Sampler, is_resident, to_device, tokens_bytes
+from model.training.dataloader import Loader, is_resident, to_device, tokens_bytes
 from model.training.distributed import World
-from model.training.evaluate import Evaluation, validation_set
-from model.training.evaluator import Evaluator, sample_prompt
+from model.training.evaluator import Evaluator
 from model.training.finish import copy_records, finish, make_result
 from model.training.learner import Learner, StepResult
 from model.training.lr_schedule import LRSchedule
 from model.training.metrics import Metrics, OnRow, RunningSums
 from model.training.progress import Every, ProgressReporter, Watch
 from model.training.resume import count_ngrams, count_tokens, load_parent, open_parent
+from model.training.tuning.evaluation import AnyEvaluation
+from model.training.tuning.task import open_task
 from pipeline.errors import TrainingDiverged, TryAgain
 from pipeline.runtime import signals
 from pipeline.store import artifact, files
@@ -57,10 +58,9 @@ def fit(
     """Train the model of a plan and write all files of its run into `draft`.
 
     `watch` is called about every second, and the lines of steps and evaluations are then not reported; `on_row` with
-    the numbers of each row of the metrics.
-    A signal ends it early, and so does setting `stopped`. Then everything is saved and TryAgain raised; or, with
-    `anneal`, the learning rates fall to zero, the run is written into a folder of its own and the main process raises
-    Annealed. Raises TrainingDiverged if the numbers stay non-finite after two rollbacks.
+    the numbers of each row of the metrics. A signal ends it early, and so does setting `stopped`. Then everything is
+    saved and TryAgain raised; or, with `anneal`, the learning rates fall to zero, the run is written into a folder of
+    its own and the main process raises Annealed. Raises TrainingDiverged after two rollbacks from non-finite numbers.
     """
     world = world or World()
     report = report if world.is_main else lambda line: None
@@ -72,7 +72,8 @@ def fit(
         write_config(draft, plan.preset_name, plan.preset, tokenizer, ngrams)
     baselines = trainer.announce()
     folder, saved_step = draft if world.is_main else None, trainer.checkpointer.saved_step
-    metrics_file = Metrics(folder, saved_step, picked, board=plan.tensorboard, on_row=on_row)
+    columns = trainer.task.columns
+    metrics_file = Metrics(folder, saved_step, picked, board=plan.tensorboard, columns=columns, on_row=on_row)
     with signals.stop_on_signals(stopped) as stop, metrics_file as metrics, devices.out_of_memory_refused(picked):
         metrics.event("plan", **trainer.planned)
         trainer.run(metrics, stop, anneal=anneal)
@@ -105,17 +106,18 @@ class Trainer:
         resume: bool = True,
         watch: Watch | None = None,
     ) -> None:
-        model, self.config = plan.preset.model, plan.preset.train
+        model, self.config = plan.preset.model, (config := plan.preset.train)
         self.folder, self.preset, self.preset_name, self._draft = draft, plan.preset, plan.preset_name, draft
         self.device, self.report, self.world, self._resume = device, report, world, resume
-        self.store = open_store(plan.tokens, is_intact=world.size > 1)  # each node has checked its own
-        self.sampler = Sampler(self.store.train, model.block_size, self.config.seed, self.config.order, self.store.key)
-        validation = validation_set(self.store, self.config.eval_bytes) if len(self.store.val) else None
+        self.store = store = open_store(plan.tokens, is_intact=world.size > 1)  # each node has checked its own
+        self._parent = world.from_main(lambda: open_parent(plan))
+        self.task = task = open_task(store, plan, device, world, report)
+        self.sampler = task.sampler
         first, count = world.rows(self.config.batch_size)
         self.rows = range(first, first + count)
-        self.is_resident = is_resident(self.config.resident, self.store.train, device)
-        needed = tokens_bytes(self.store.train, model, device, is_resident=self.is_resident)
-        self.execution_plan = estimate.choose_together(model, self.config, count, device, world, needed)
+        self.is_resident = not task.tuning and is_resident(config.resident, store.train, device)
+        needed = task.bytes + tokens_bytes(store.train, model, device, is_resident=self.is_resident)
+        self.execution_plan = estimate.choose_together(model, task.masked(config), count, device, world, needed)
         if world.is_main and not resume:
             for name in (CHECKPOINTS, artifact.SCRATCH):
                 files.remove_tree(draft / name)
@@ -124,26 +126,24 @@ class Trainer:
         self.learner = self._build_learner(newest[0] if newest else None)
         self.learner.model.ngrams = count_ngrams(self.store, model, report)
         self.schedule = LRSchedule(self.config, world.broadcast)
-        prompt = sample_prompt(self.store, plan.prompt, report)
-        self.evaluator = Evaluator(validation, prompt, self.store.tokenizer, self.learner, self.schedule, world)
+        self.evaluator = Evaluator(task.validation, task.prompt, store.tokenizer, self.learner, self.schedule, world)
         self.baselines: Baselines | None = None
         self._log_timer = Every(_LOG_SECONDS)
         self._progress = ProgressReporter(report, watch, self._step_tokens)
-        self._parent = world.from_main(lambda: open_parent(plan))
         self._from_scratch = plan.from_scratch
         self._restore(newest)
         self._load_batches()
 
     def _build_learner(self, state: TrainState | None) -> Learner:
         """Build the learner as a checkpoint was computed, or to be tried without compiling first."""
-        model, plan = self.preset.model, self.execution_plan
+        model, plan, tuning = self.preset.model, self.execution_plan, self.task.tuning
         if state:
             execution = estimate.resumed_execution(plan, state, self.device, self.world.size, self.report)
         else:
             execution = replace(plan.execution, compiled=self.config.compile == "yes")
         self._may_compile = plan.execution.compiled and not (state and execution == state.execution)
         counts = count_tokens(self.store, model.vocab_size) if model.head_bias else None
-        return Learner(model, self.config, self.device, execution, len(self.rows), self.world, counts)
+        return Learner(model, self.config, self.device, execution, len(self.rows), self.world, counts, tuning)
 
     def _restore(self, saved: tuple[TrainState, CheckpointTensors] | None) -> None:
         """Restore from a checkpoint; without one, from the parent run or from fresh weights."""
@@ -194,8 +194,7 @@ class Trainer:
 
         There are none without a validation set. The network is compiled only with `compiles`.
         """
-        validation = self.evaluator.validation
-        self.baselines = compute_baselines(self.store, validation) if validation else None
+        self.baselines = self.task.baselines(self.store)
         if self.execution_plan.note:
             self.report(self.execution_plan.note)
         seconds, compiling = trial.measure_step(
@@ -211,7 +210,7 @@ class Trainer:
             *(self.preset_name, self.preset, len(self.store.train), self.execution_plan),
             *(self.learner.execution, self.device, seconds, compiling),
         )
-        for line in (*lines, estimate.scale(self.baselines)):
+        for line in (*lines, *self.task.lines(self.baselines)):
             self.report(line)
         return self.baselines
 
@@ -333,7 +332,7 @@ class Trainer:
             self._save(evaluation.loss if evaluation else None, required=self.schedule.finished)
         self._restart_timers()
 
-    def _record(self, evaluation: Evaluation | None = None) -> float | None:
+    def _record(self, evaluation: AnyEvaluation | None = None) -> float | None:
         """Write a row of the metrics; return the mean loss since the last row, None if no step was taken."""
         steps, *totals = self.sums.totals(self.world)
         loss, norm = (total / steps if steps else None for total in totals)
@@ -392,9 +391,10 @@ class Trainer:
         precision = self.learner.execution.precision
         return make_result(
             *(records, self.folder, self.schedule, self.preset, self.device, precision, self.world.size),
-            steps_before=self._parent.steps if self._parent else 0,
             epochs=round(self.sampler.epoch(self.data_step, self.config.batch_size), 3),
             waited=round(self.loader.waited / max(self.schedule.seconds, 1e-9), 4),
             baselines=self.baselines.scores if self.baselines else {},
             ended_early=self.ended_early,
+            task=self.task.name,
+            parent=self._parent,
         )

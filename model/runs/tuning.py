@@ -1,0 +1,105 @@
+"""Plans of tuning: a run that is trained further on conversations, or on pairs of answers.
+
+The numbers without options: few epochs of a large set and more of a small one, AdamW with a small learning rate, and an
+early end when the loss on what is held out rises.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from model.config import GPTConfig, Preset, TrainConfig
+from model.runs.plan import TrainPlan, kind_of, override_preset, require_same_network
+from model.runs.run import open_tokenizer, read_preset_name
+from pipeline import tokenizers
+from pipeline.errors import BadConfig
+from pipeline.store.artifact import Artifact
+from pipeline.store.manifest import check_name
+from pipeline.tokenizers import ChatTokenizer
+
+SFT, DPO = "sft", "dpo"
+TASKS = {"chat": SFT, "preferences": DPO}  # by the kind of conversations
+_RATES = {SFT: 1e-3, DPO: 1e-4}
+_LORA_RATES = {SFT: 3e-3, DPO: 1e-3}
+_EPOCHS = {SFT: (3, 12), DPO: (1, 6)}  # of a set with 2**24 tokens or more, and of one with 2**14 or fewer
+_STEPS_AN_EPOCH, _MOST_ROWS = 16, 32
+_BETA, _DROPOUT = 0.1, 0.1
+
+
+def plan_tuning(
+    tokens: Artifact,
+    parent: Artifact,
+    *,
+    name: str = "",
+    task: str = "",
+    steps: int | None = None,
+    minutes: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> TrainPlan:
+    """Plan the tuning of a parent run on conversations; the run has the name of the tokens by default.
+
+    Raises BadConfig if the tokens do not fit to the run, and if `task` is not that of the tokens.
+    """
+    task = _task_of(tokens, task)
+    _require_tokenizer_of(tokens, parent)
+    network = parent.manifest.option("model", GPTConfig)
+    vocab_size = tokens.manifest.require_counts("vocab_size")["vocab_size"]
+    network = dataclasses.replace(network, vocab_size=max(network.vocab_size, vocab_size), ngram=0)
+    settings = dict(settings or {})
+    is_lora = str(settings.get("lora_rank", 0)) != "0"
+    train = defaults(task, tokens.manifest.counts["train_tokens"], network.block_size, is_lora=is_lora)
+    dropout = max(network.dropout, _DROPOUT)
+    preset = Preset(network.family, f"tuning of {parent.ref}", dataclasses.replace(network, dropout=dropout), train)
+    preset = override_preset(preset, steps, minutes, settings)
+    require_same_network(preset.model, network, parent)
+    if (name := check_name(name or tokens.manifest.name)) == parent.manifest.name:
+        raise BadConfig(f"the run would replace {name}, which it starts from", hint="give it another --name")
+    parent_input = parent.as_input("parent")
+    return TrainPlan(name, read_preset_name(parent.path), preset, tokens, parent_input, parent.path, weights_only=True)
+
+
+def _task_of(tokens: Artifact, task: str) -> str:
+    """Return the task that tokens are for. Raises BadConfig if they are for another one than `task`, or for none."""
+    expected = TASKS.get(kind_of(tokens), "")
+    if not expected or (task and task != expected):
+        raise BadConfig(
+            f"{tokens.ref} is for {f'--task {expected}' if expected else 'pretraining'}, got --task {task or SFT}",
+            hint=f"name tokens of {'pairs of answers' if task == DPO else 'conversations'}: docs/chat.md",
+        )
+    return expected
+
+
+def defaults(task: str, train_tokens: int, block_size: int, *, is_lora: bool = False) -> TrainConfig:
+    """Return the numbers of a tuning without options, for that many tokens in blocks of that size."""
+    rows = max(train_tokens // block_size, 1)
+    batch_size = min(max(rows // _STEPS_AN_EPOCH, 1), _MOST_ROWS)
+    few, many = _EPOCHS[task]
+    share = min(max((math.log2(max(train_tokens, 1)) - 14) / 10, 0.0), 1.0)
+    steps = max(math.ceil(rows * (many + (few - many) * share) / batch_size), 1)
+    rate = (_LORA_RATES if is_lora else _RATES)[task]
+    return TrainConfig(
+        batch_size=batch_size,
+        steps=steps,
+        learning_rate=rate,
+        embedding_rate=rate,
+        weight_decay=0.0,
+        beta2=0.99,
+        warmup=max(steps // 20, 1),
+        final_share=0.0,
+        patience=2,
+        beta=_BETA if task == DPO else 0.0,
+    )
+
+
+def _require_tokenizer_of(tokens: Artifact, parent: Artifact) -> None:
+    """Raise BadConfig unless the tokenizer of conversations is that of the parent run, or made from it."""
+    tokenizer = tokenizers.open_folder(tokens.path)
+    base = tokenizer.base.fingerprint if isinstance(tokenizer, ChatTokenizer) else ""
+    if parent.manifest.tokenizer not in (tokenizer.fingerprint, base):
+        raise BadConfig(
+            f"{tokens.ref} has the tokenizer {base or tokenizer.fingerprint}, {parent.ref} {parent.manifest.tokenizer}",
+            hint=f"`tokenize` the conversations with --tokenizer {open_tokenizer(parent).name or 'of the run'}",
+        )

@@ -1,0 +1,111 @@
+"""The end of a tuning: low-rank factors merged, and the text on which the base model is measured once more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import torch
+
+from model.config import TrainConfig
+from model.runs import checkpoint
+from model.runs.checkpoint import CheckpointTensors
+from model.runs.run import CHECKPOINTS, Result, read_result
+from model.training import metrics
+from model.training.evaluate import evaluate, validation_set
+from model.training.tuning import lora
+from pipeline.errors import BadData, InkstoneError, InputMissing
+from pipeline.store import artifact
+from pipeline.store.artifact import Artifact
+from pipeline.store.manifest import path_of_ref
+from pipeline.tokens.store import open_store
+
+_CHAT = "chat:"  # begins the fingerprint of a chat tokenizer
+
+
+def conclude(folder: Path, records: Path, result: Result, parent: Path, device: torch.device) -> Result:
+    """Merge low-rank factors into the checkpoints of a tuned run, and add the numbers of the tuning to its result.
+
+    `folder` is that of the run, `records` that of its metrics, and `parent` the run that it started from.
+    """
+    merge(folder / CHECKPOINTS, {result.last, result.best})
+    numbers = first_and_best(records, checkpoint.step_of(result.best))
+    try:
+        before, after = measure(parent, folder / CHECKPOINTS / result.best, device)
+        numbers |= {"base_before": before, "base_after": after}
+        note = ""
+    except InkstoneError as error:
+        note = f"not measured what was forgotten: {error.message}"
+    return msgspec.structs.replace(result, tuning={name: round(value, 4) for name, value in numbers.items()}, note=note)
+
+
+def merge(checkpoints: Path, names: set[str]) -> None:
+    """Write checkpoints with low-rank factors again, without them and their moments. A kill loses nothing."""
+    for name in sorted(names):
+        tensors = checkpoint.read(checkpoints / name)
+        weights = lora.merged(tensors.weights)
+        if weights.keys() != tensors.weights.keys():
+            merged = CheckpointTensors(weights, {}, lora.merged(tensors.average))
+            checkpoint.save(checkpoints, checkpoint.read_state(checkpoints / name), merged)
+
+
+def first_and_best(records: Path, best: int) -> dict[str, float]:
+    """Return the scores on held-out conversations before the first step and at the best one."""
+    rows = [row for row in metrics.read(records / metrics.METRICS) if row["val_loss"]]
+    best_row = next((row for row in rows if int(row["step"]) == best), rows[-1] if rows else {})
+    names = {"bits_per_char": "answers", "margin": "margin", "accuracy": "accuracy", "kl": "kl"}
+    return {
+        f"{label}_{moment}": float(row[column])
+        for column, label in names.items()
+        for moment, row in (("before", rows[0] if rows else {}), ("after", best_row))
+        if row.get(column)
+    }
+
+
+def measure(parent: Path, tuned: Path, device: torch.device) -> tuple[float, float]:
+    """Return the bits per character of a parent run and of a tuned checkpoint on the base model's validation text.
+
+    That is the text which the first run in the line of parents held out. Raises InkstoneError if it is gone.
+    """
+    tokens, train = _base_tokens(parent)
+    store = open_store(tokens)
+    validation = validation_set(store, train.eval_bytes)
+    mask_eos = store.tokenizer.end_of_text if train.document_mask else None
+    scores = []
+    for path in (parent / CHECKPOINTS / read_result(parent).best, tuned):
+        model = checkpoint.load_model(path, device)
+        evaluation = evaluate(model, validation, device, mask_eos=mask_eos)
+        assert evaluation is not None  # only a stopped evaluation returns None
+        scores.append(evaluation.bits_per_char)
+    return scores[0], scores[1]
+
+
+def untuned(path: Path) -> Artifact:
+    """Return the run at the beginning of a line of tuned runs that ends with the run in `path`."""
+    run = artifact.read(path)
+    while run.manifest.tokenizer.startswith(_CHAT):
+        run = artifact.read(parent_of(run))
+    return run
+
+
+def parent_of(run: Artifact) -> Path:
+    """Return the folder of the parent of a run. Raises BadData without one, InputMissing if it is gone."""
+    refs = [entry.name for entry in run.manifest.inputs if entry.role == "parent"]
+    if not refs:
+        raise BadData(f"{run.ref} has no parent run", hint="tune a run that was trained here")
+    path = path_of_ref(run.path.parents[2], refs[0])
+    if not path.is_dir():
+        raise InputMissing(f"{refs[0]} is gone", hint="keep the runs that a tuning starts from")
+    return path
+
+
+def _base_tokens(parent: Path) -> tuple[Artifact, TrainConfig]:
+    """Return the tokens of the base model, and how it was trained."""
+    run = untuned(parent)
+    inputs = [entry for entry in run.manifest.inputs if entry.role == "tokens"]
+    if not inputs:
+        raise BadData(f"{run.ref} was not trained here", hint="its validation text is not known")
+    tokens = artifact.read_ref(run.path.parents[2], inputs[0].name)
+    if tokens.digest != inputs[0].digest:
+        raise BadData(f"{tokens.ref} is not the one that {run.ref} was trained on", hint="`tokenize` the text again")
+    return tokens, run.manifest.option("train", TrainConfig)

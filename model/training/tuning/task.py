@@ -1,0 +1,126 @@
+"""The task of a training: its batches, its loss, and the text or the answers that are held out.
+
+Pretraining predicts every token of blocks. The tasks of tuning train packed rows of conversations: `sft` on the
+answers, `dpo` on pairs of a better and a worse answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from model.config import TrainConfig
+from model.network.gpt import GPT
+from model.runs.plan import TrainPlan
+from model.runs.run import Report
+from model.runs.tuning import DPO, SFT
+from model.training import baselines, estimate
+from model.training.baselines import Baselines
+from model.training.dataloader import Sampler
+from model.training.distributed import World
+from model.training.evaluate import ValidationSet, validation_set
+from model.training.evaluator import sample_prompt
+from model.training.resume import load_reference
+from model.training.tuning.evaluation import HeldOutAnswers, HeldOutPairs, answer_pairs
+from model.training.tuning.objective import PreferenceLoss, Tuning, answer_loss
+from model.training.tuning.packing import Documents, conversation_pieces, preference_pieces
+from model.training.tuning.rows import PackedRows
+from pipeline.errors import BadData
+from pipeline.tokenizers import ChatTokenizer
+from pipeline.tokens.store import TokenStore
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of training. `name` is "" for pretraining, which has no `tuning`; `prompt` is continued at evaluations."""
+
+    name: str
+    sampler: Sampler | PackedRows
+    validation: ValidationSet | HeldOutAnswers | HeldOutPairs | None
+    prompt: tuple[str, list[int]]
+    tuning: Tuning | None = None
+
+    def score(self, model: GPT, device: torch.device, precision: str) -> float:
+        """Return the bits per character of held-out answers, or the loss of held-out pairs."""
+        assert isinstance(self.validation, HeldOutAnswers | HeldOutPairs), "only tuning holds out answers"
+        evaluation = self.validation.evaluate(model, device, precision, World(), bool)
+        assert evaluation is not None  # only a stopped evaluation returns None
+        return evaluation.columns.get("bits_per_char", evaluation.loss)
+
+    def masked(self, config: TrainConfig) -> TrainConfig:
+        """Return the configuration with document masks if the task has them, by which memory is estimated."""
+        return replace(config, document_mask=True) if self.tuning else config
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on the device of the reference."""
+        loss = self.tuning and self.tuning.loss
+        return 4 * loss.reference.config.parameters if isinstance(loss, PreferenceLoss) else 0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the metrics that only this task has."""
+        return ("margin", "accuracy", "kl") if self.name == DPO else ()
+
+    def baselines(self, store: TokenStore) -> Baselines | None:
+        """Score simple models on the held-out text or answers; None for pairs, and if nothing is held out."""
+        if isinstance(self.validation, ValidationSet):
+            return baselines.compute_baselines(store, self.validation)
+        if isinstance(self.validation, HeldOutAnswers):
+            previous, targets = answer_pairs(self.validation.rows)
+            return baselines.score(store, previous, targets, self.validation.text, self.validation.unknown_bits)
+        return None
+
+    def lines(self, scores: Baselines | None) -> list[str]:
+        """Describe the packing of conversations and the baselines for a person."""
+        lines = [f"packing   {self.sampler}"] if isinstance(self.sampler, PackedRows) else []
+        return lines if isinstance(self.validation, HeldOutPairs) else [*lines, estimate.scale(scores)]
+
+
+def open_task(store: TokenStore, plan: TrainPlan, device: torch.device, world: World, report: Report) -> Task:
+    """Open the task of a plan, whose tokens are `store`. A collective."""
+    model, config, prompt = plan.preset.model, plan.preset.train, plan.prompt
+    if not store.chat:
+        return Task(
+            "",
+            Sampler(store.train, model.block_size, config.seed, config.order, store.key),
+            validation_set(store, config.eval_bytes) if len(store.val) else None,
+            sample_prompt(store, prompt, report),
+        )
+    rows = packed(store, "train", model.block_size, config.seed)
+    held_out = packed(store, "val", model.block_size) if len(store.val) else None
+    special = tuple(_chat_tokenizer(store).special.values())
+    first_prompt = sample_prompt(store, prompt, report) if prompt else _first_question(store, held_out or rows)
+    if store.chat == "chat":
+        answers = HeldOutAnswers.read(held_out, config.eval_bytes) if held_out else None
+        return Task(SFT, rows, answers, first_prompt, Tuning(answer_loss, special))
+    segments = max(part.most_segments for part in (rows, held_out) if part)
+    loss = PreferenceLoss(load_reference(plan, device, world), config.beta, segments)
+    pairs = HeldOutPairs(held_out, loss) if held_out else None
+    return Task(DPO, rows, pairs, first_prompt, Tuning(loss, special))
+
+
+def packed(store: TokenStore, split: str, block_size: int, seed: int = 0) -> PackedRows:
+    """Pack the conversations of a split. Raises BadData if none has an answer within a block."""
+    ids, mask = (store.train, store.train_mask) if split == "train" else (store.val, store.val_mask)
+    assert mask is not None, "conversations have a mask"
+    tokenizer = _chat_tokenizer(store)
+    documents = Documents(ids, mask, store.document_lengths(split), tokenizer, tokenizer.end_of_turn)
+    pieces = (conversation_pieces if store.chat == "chat" else preference_pieces)(documents, block_size)
+    return PackedRows(documents, pieces, block_size, seed, store.key)
+
+
+def _chat_tokenizer(store: TokenStore) -> ChatTokenizer:
+    if not isinstance(store.tokenizer, ChatTokenizer):
+        raise BadData(f"{store.artifact.path}: no chat tokenizer", hint="`tokenize` the conversations again")
+    return store.tokenizer
+
+
+def _first_question(store: TokenStore, rows: PackedRows) -> tuple[str, list[int]]:
+    """Return the beginning of the first conversation, up to its first answer, as a prompt."""
+    start, length = int(rows.pieces.starts[0]), int(rows.pieces.lengths[0])
+    mask = rows.documents.mask.read(start, start + length + 1)
+    ids = rows.documents.ids.read(start, start + int(np.argmax(mask))).tolist()
+    return store.tokenizer.decode(ids), ids
