@@ -25,7 +25,8 @@ from model.device import pick_device
 from model.generation.sampling import SampleOptions
 from model.generation.session import Session
 from model.network.gpt import GPT
-from model.runs.plan import make_plan
+from model.runs.plan import kind_of, make_plan
+from model.runs.tuning import plan_tuning
 from model.training import evaluate, stage
 from model.training.dataloader import Sampler
 from model.training.metrics import OnRow
@@ -111,6 +112,7 @@ def train(
     preset: str = "sample",
     name: str = "",
     *,
+    parent: str = "",
     steps: int | None = None,
     minutes: float | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -123,13 +125,18 @@ def train(
     `steps` or `minutes` set the length, `settings` override single numbers, such as {"dropout": 0.2}. An unfinished run
     of the same plan is resumed; a published one is returned unchanged.
 
+    With `parent`, training starts from the weights of that run. Tokens of conversations or pairs of answers tune it:
+    its network stays, `preset` is not used, and without `name` the run is named after the tokens.
+
     `on_row` is called with the numbers of each row of metrics.csv, by column, about every ten seconds and at each
     evaluation. After a kill, rows since the last checkpoint come again. An error that it raises ends the training as a
     kill does.
     """
-    folder = artifacts_folder(root)
-    plan = make_plan(
-        load_tokens(tokens, root).artifact, preset, name=name, steps=steps, minutes=minutes, settings=settings
-    )
+    folder, arrays = artifacts_folder(root), load_tokens(tokens, root).artifact
+    start = artifact.find(folder, "runs", parent) if parent else None
+    if start and kind_of(arrays):
+        plan = plan_tuning(arrays, start, name=name, steps=steps, minutes=minutes, settings=settings)
+    else:
+        plan = make_plan(arrays, preset, parent=start, name=name, steps=steps, minutes=minutes, settings=settings)
     built = stage.train(folder, plan, device=device, resume=True, report=_report, on_row=on_row)
     return Run(built.artifact, "best", device, "fp32")

@@ -36,9 +36,7 @@ _PRESET_OF_PARENT = "sample"  # whose numbers of training --from uses if no pres
 @click.argument("positional", metavar="[TOKENS]", default="")
 @option_group(
     "Model and data",
-    click.option(
-        "--tokens", "reference", default="", metavar="NAME", help="Token arrays to train on (default: the newest)."
-    ),
+    click.option("--tokens", "reference", default="", metavar="NAME", help="The same as TOKENS (default: the newest)."),
     click.option(
         "--preset",
         type=Choice(_PRESETS),
@@ -56,6 +54,14 @@ _PRESET_OF_PARENT = "sample"  # whose numbers of training --from uses if no pres
     ),
     click.option(
         "--from", "parent", default="", metavar="RUN", help="Start from the architecture and weights of this run."
+    ),
+    click.option(
+        "--task",
+        type=Choice(("sft", "dpo")),
+        default="",
+        metavar="TASK",
+        help="Tune the run of --from: sft on the answers of conversations, dpo on pairs of answers (default: as TOKENS "
+        "are).",
     ),
     click.option(
         "--continue",
@@ -135,33 +141,33 @@ def train(
     continued: str,
     counting: bool,
     parent: str,
+    task: str,
     device: str,
 ) -> Outcome:
     """Train a GPT on token arrays.
 
-    TOKENS is the same as --tokens. `inkstone presets` compares the presets. The first Ctrl-C or SIGTERM stops at the
-    next step with everything saved, a second one at once. For several processes see docs/scale.md.
+    The first Ctrl-C or SIGTERM stops at the next step with everything saved, a second one at once. `inkstone presets`
+    compares the presets; for several processes see docs/scale.md.
 
     \b
-    Examples:
-      inkstone train book --preset shuihu-8m-rope --minutes 10
-      inkstone train --continue book --minutes 10
+      inkstone train book --minutes 10
+      inkstone train talks --from book --set lora_rank=8
     """
-    from model.training import stage
-
     reference = _reference(settings, positional, reference)
     overrides = parse_key_values(pairs) | ({"patience": str(patience)} if patience else {})
 
     def make_plan() -> TrainPlan:
         if continued:
-            _require_alone("--continue", {"--preset": preset, "--set": overrides, "--from": parent, "--name": name})
+            _require_alone(**{"--set": overrides, "--preset": preset, "--from": parent or task, "--name": name})
             plan = _continuation(settings, continued, reference, counting, steps, minutes)
         else:
-            plan = _plan(settings, reference, counting, preset, parent, name, steps, minutes, overrides, device)
+            plan = _plan(settings, reference, counting, preset, parent, task, name, steps, minutes, overrides, device)
         return replace(plan, tensorboard=tensorboard, prompt=prompt)
 
     if dry_run:
         return _dry_run(settings, make_plan(), device, reference)
+    from model.training import stage
+
     with training_watch(settings) as watch:
         built = stage.train(
             *(settings.root, lambda: _resumable(settings, make_plan(), resume, reference)),
@@ -200,6 +206,7 @@ def _plan(
     counting: bool,
     preset: str,
     parent: str,
+    task: str,
     name: str,
     steps: int | None,
     minutes: float | None,
@@ -207,10 +214,19 @@ def _plan(
     device: str,
 ) -> TrainPlan:
     """Plan the run. Without a preset, one is chosen and reported, and the run is named after the tokens."""
-    from model.runs import continuing
+    from model.runs import continuing, tuning
     from model.runs import plan as run_plan
+    from model.runs.plan import kind_of
 
     tokens = _tokens(settings, reference, counting)
+    if task or (parent and kind_of(tokens)):
+        if preset or not parent:
+            raise errors.BadConfig(
+                "a run is tuned with its own network, and --preset is given" if preset else "--task needs --from RUN",
+                hint="`inkstone train TOKENS --from RUN`, with --set for single numbers",
+            )
+        run = find_artifact(settings, "runs", parent)
+        return tuning.plan_tuning(tokens, run, name=name, task=task, steps=steps, minutes=minutes, settings=overrides)
     if not preset and not parent:
         name = name or tokens.manifest.name
         plan, resolved = run_plan.make_auto_plan(
@@ -230,11 +246,11 @@ def _plan(
     return plan if parent else continuing.continue_published(settings.root, plan)
 
 
-def _require_alone(option: str, values: Mapping[str, object]) -> None:
-    """Raise BadConfig if one of the options in `values` is given beside an option that excludes it."""
+def _require_alone(**values: object) -> None:
+    """Raise BadConfig if one of the options in `values` is given beside --continue, which excludes it."""
     if names := [name for name, value in values.items() if value]:
         raise errors.BadConfig(
-            f"{option} keeps the name, the preset and the numbers of the run, and {names[0]} is given",
+            f"--continue keeps the name, the preset and the numbers of the run, and {names[0]} is given",
             hint=f"leave {names[0]} out; `--from RUN --name NEW` starts another run from its weights",
         )
 

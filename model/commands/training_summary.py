@@ -38,10 +38,11 @@ def training_outcome(built: BuildResult) -> Outcome:
     outcome.extra["loss_curve"] = str(built.artifact.path / "loss.png")
     outcome.lines += [
         *_loss_lines(result),
+        *run.describe_tuning(result),
         *(f"verdict: {text}" for text in [verdict(result)] if text),
         f"loss curve: {outcome.extra['loss_curve']}",
-        f"next: inkstone sample {name}{_prompt(built.artifact)}",
-        f"      inkstone serve {name}",
+        *([] if result.task else [f"next: inkstone sample {name}{_prompt(built.artifact)}"]),
+        f"{'next:' if result.task else '     '} inkstone serve {name}",
     ]
     if not result.ended_early:
         outcome.lines.append(f"      inkstone train --continue {name} --minutes {minutes(result)}")
@@ -84,9 +85,11 @@ def add_promotion(outcome: Outcome, run: Artifact) -> None:
 
 
 def _loss_lines(result: Result) -> list[str]:
-    if result.bits_per_char is None:
+    if result.val_loss is None:
         return ["validation: none, since the tokens have no validation part; the last checkpoint is the best"]
     early = [f"ended early from its best checkpoint: {result.ended_early}"] if result.ended_early else []
+    if result.task:  # its numbers have lines of their own
+        return early
     return [
         *early,
         f"validation {result.first_bits_per_char:.3f} → {result.bits_per_char:.3f} bits per character "

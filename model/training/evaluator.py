@@ -15,7 +15,7 @@ from model.generation.session import encode
 from model.network.gpt import GPT
 from model.runs.run import Report
 from model.training.distributed import World
-from model.training.evaluate import ValidationSet, evaluate
+from model.training.evaluate import Evaluation, ValidationSet, evaluate
 from model.training.learner import Learner
 from model.training.lr_schedule import LRSchedule
 from model.training.metrics import Metrics, evaluations
@@ -144,7 +144,7 @@ class Evaluator:
             and isinstance(self.validation, ValidationSet)
             and self._schedule.finished
         ):
-            metrics.write_losses(self._schedule.step, self.validation.ids[1:], evaluation)
+            metrics.write_losses(self._schedule.step, validation.ids[1:], evaluation)
         self._seconds += time.monotonic() - start
         self.count, self._evaluated_at = self._scheduled, self._schedule.progress
         return evaluation

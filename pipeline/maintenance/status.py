@@ -166,6 +166,7 @@ class _RunResult(msgspec.Struct):
     seconds: Annotated[float, msgspec.Meta(ge=0, lt=1e10)] = 0.0
     bits_per_char: float | None = None
     best_bits_per_char: float | None = None
+    tuning: dict[str, float] = {}
 
 
 def _quality(run: Artifact) -> str:
@@ -177,7 +178,9 @@ def _quality(run: Artifact) -> str:
     bits = result.bits_per_char if result.best_bits_per_char is None else result.best_bits_per_char
     last = "" if result.bits_per_char in (None, bits) else f" (last {result.bits_per_char:.2f})"
     texts = [
-        "" if bits is None else f"{bits:.2f} bits per character{last}",
+        "" if bits is None else f"{bits:.2f} bits per character{last}{' of answers' * bool(result.tuning)}",
+        f"{result.tuning['accuracy_after']:.0%} of pairs" if "accuracy_after" in result.tuning else "",
+        f"base text {result.tuning['base_after']:.2f}" if "base_after" in result.tuning else "",
         duration(result.seconds) if result.seconds else "",
     ]
     return "".join(f", {text}" for text in texts if text)
