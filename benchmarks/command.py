@@ -63,6 +63,12 @@ def _train(options: _Options) -> list[Row]:
     return train.bench(options.rounds, options.report)
 
 
+def _tuning(options: _Options) -> list[Row]:
+    from benchmarks import tuning
+
+    return tuning.bench(options.rounds, options.report)
+
+
 def _sample(options: _Options) -> list[Row]:
     from benchmarks import sample
 
@@ -93,6 +99,7 @@ _BENCHMARKS: dict[str, Callable[[_Options], list[Row]]] = {
     "tokenize": _tokenize,
     "batches": _batches,
     "train": _train,
+    "tuning": _tuning,
     "sample": _sample,
     "loss": _loss,
 }
