@@ -53,6 +53,8 @@ SLOW = (
     "tests/model/training/test_signals.py",
     "tests/model/training/test_train_from.py",
     "tests/model/training/test_trainer.py",
+    "tests/model/training/tuning/test_objective.py::test_packed_answers_compile_to_one_graph_with_the_same_gradients",
+    "tests/model/training/tuning/test_tuning.py",
     "tests/pipeline/clean/rules/test_rules.py::test_rule*_reference*",
     "tests/pipeline/clean/rules/test_verse.py::test_verse_of_shuihu",
     "tests/pipeline/clean/test_cleaner.py",

@@ -101,7 +101,8 @@ class _TokenLosses(torch.autograd.Function):
         ctx.save_for_backward(x, weight, targets, bias, weights)
         ctx.softcap = softcap
         losses = torch.zeros_like(weights)
-        rows = weights.nonzero().squeeze(-1)
+        rows = _weighted_rows(weights)
+        rows = torch.arange(len(weights), device=weights.device) if rows is None else rows
         narrow_weight = weight.to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             for chunk in torch.split(rows, chunk_rows(max(len(rows), 1), len(weight), x.device.type)):

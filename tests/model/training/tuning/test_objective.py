@@ -192,3 +192,16 @@ def test_factors_and_the_rows_of_special_tokens_are_all_that_is_trained() -> Non
     for name in tables:
         is_same = (learner.weights[name] == before[name]).view(CHAT.vocab_size, -1).all(1)
         assert np.flatnonzero(~is_same.numpy()).tolist() == sorted(special)
+
+
+def test_packed_answers_compile_to_one_graph_with_the_same_gradients() -> None:
+    rows, model = packed(sums(20), conversation_pieces), perturbed_network(FAST)
+    batch = to_device(rows.batch(0, 4), CPU)
+    expected = answer_loss(model, batch)
+    gradients = plain_gradients(model, expected)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    actual = answer_loss(torch.compile(model, backend="aot_eager", dynamic=False), batch)
+    assert_same((actual, plain_gradients(model, actual)), (expected, gradients))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
