@@ -139,11 +139,8 @@ class Evaluator:
                     return None
             if evaluation is None or math.isfinite(evaluation.loss):
                 self._write_sample(metrics)
-        if (
-            isinstance(evaluation, Evaluation)
-            and isinstance(self.validation, ValidationSet)
-            and self._schedule.finished
-        ):
+        validation, is_last = self.validation, self._schedule.finished
+        if is_last and isinstance(evaluation, Evaluation) and isinstance(validation, ValidationSet):
             metrics.write_losses(self._schedule.step, validation.ids[1:], evaluation)
         self._seconds += time.monotonic() - start
         self.count, self._evaluated_at = self._scheduled, self._schedule.progress
