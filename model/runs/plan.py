@@ -221,6 +221,10 @@ def make_plan(
             f"{tokens.ref} has {'conversations' if kind == 'chat' else 'pairs of answers'}, which tune a run",
             hint="`inkstone train TOKENS --from RUN`",
         )
+    if unused := {"lora_rank", "beta"} & (settings or {}).keys():
+        raise BadConfig(
+            f"{min(unused)} is for tuning, and {tokens.ref} is text", hint="name tokens of conversations: docs/chat.md"
+        )
     name = check_name(name or preset_name)
     if parent is None:
         preset = resolve_preset(preset_name, steps, minutes, settings)

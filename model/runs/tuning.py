@@ -55,6 +55,9 @@ def plan_tuning(
     preset = Preset(network.family, f"tuning of {parent.ref}", dataclasses.replace(network, dropout=dropout), train)
     preset = override_preset(preset, steps, minutes, settings)
     require_same_network(preset.model, network, parent)
+    if (preset.train.beta > 0) != (task == DPO):
+        expected = "must be above 0 for --task dpo" if task == DPO else "is for --task dpo"
+        raise BadConfig(f"beta {expected}, got {preset.train.beta:g} for {task}", hint="drop --set beta=…")
     if (name := check_name(name or tokens.manifest.name)) == parent.manifest.name:
         raise BadConfig(f"the run would replace {name}, which it starts from", hint="give it another --name")
     parent_input = parent.as_input("parent")

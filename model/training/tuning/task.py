@@ -27,7 +27,7 @@ from model.training.tuning.evaluation import HeldOutAnswers, HeldOutPairs, answe
 from model.training.tuning.objective import PreferenceLoss, Tuning, answer_loss
 from model.training.tuning.packing import Documents, conversation_pieces, preference_pieces
 from model.training.tuning.rows import PackedRows
-from pipeline.errors import BadData
+from pipeline.errors import BadConfig, BadData
 from pipeline.tokenizers import ChatTokenizer
 from pipeline.tokens.store import TokenStore
 
@@ -89,6 +89,8 @@ def open_task(store: TokenStore, plan: TrainPlan, device: torch.device, world: W
             validation_set(store, config.eval_bytes) if len(store.val) else None,
             sample_prompt(store, prompt, report),
         )
+    if config.lora_rank and config.parallel == "fsdp" and world.size > 1:
+        raise BadConfig("lora_rank and parallel=fsdp exclude each other", hint="--set parallel=ddp")
     rows = packed(store, "train", model.block_size, config.seed)
     held_out = packed(store, "val", model.block_size) if len(store.val) else None
     special = tuple(_chat_tokenizer(store).special.values())

@@ -20,6 +20,7 @@ from pipeline.errors import BadConfig
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Characters
+from pipeline.tokens import counting
 from tests.conftest import Inkstone
 from tests.support.exchanging import GPT2, publish_run, single_thread_offline
 from tests.support.faults import Command
@@ -215,6 +216,7 @@ def test_the_text_of_the_base_model_is_scored_before_and_after(inkstone: Inkston
         (("--task", "dpo"), "is for --task sft, got --task dpo"),
         (("--preset", "mini"), "a run is tuned with its own network, and --preset is given"),
         (("--set", "width=64"), "cannot change: width: 64"),
+        (("--set", "beta=0.5"), "beta is for --task dpo, got 0.5 for sft"),
         (("--name", "parent"), "the run would replace parent, which it starts from"),
     ],
 )
@@ -230,6 +232,12 @@ def test_conversations_are_not_pretrained_on(root: Path) -> None:
     with pytest.raises(BadConfig, match="has conversations, which tune a run") as refused:
         plan.make_plan(tokens, "mini")
     assert "--from RUN" in refused.value.hint
+
+
+@pytest.mark.parametrize("setting", ["lora_rank", "beta"])
+def test_settings_of_tuning_are_refused_for_text(root: Path, setting: str) -> None:
+    with pytest.raises(BadConfig, match=f"{setting} is for tuning, and tokens/counting/.* is text"):
+        plan.make_plan(counting.build(root).artifact, "mini", settings={setting: 4})
 
 
 def test_another_tokenizer_is_refused(root: Path) -> None:
