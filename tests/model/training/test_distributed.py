@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.tokens import counting
 from tests.model.training.together import STOP
+from tests.support.exchanging import GPT2, publish_run
 from tests.support.faults import ROOT, Command, Run, assert_one_error
 from tests.support.training import (
     DRAW,
@@ -32,10 +33,13 @@ from tests.support.training import (
     saved_steps,
     send,
 )
+from tests.support.tuning import BASE, pairs, publish_tokens, sums
 
 __all__ = ["preloaded"]  # fixtures
 
 KINDS = [("ddp", "adamw"), ("ddp", "muon"), ("fsdp", "adamw"), ("fsdp", "muon")]
+CONVERSATIONS = {"chat": (sums(30), sums(8)), "preferences": (pairs(30), pairs(8))}
+NETWORK = replace(GPT2, vocab_size=BASE.vocab_size)
 _PATIENCE = 120
 
 
@@ -46,12 +50,18 @@ def words(root: Path, name: str, *options: object, **settings: object) -> list[s
     return [str(word) for word in ("--artifacts", root, "train", *options)]
 
 
+def tuning_words(root: Path, kind: str, name: str) -> list[str]:
+    settings = {"steps": 6, "evaluations": 1, "dropout": 0.0, "precision": "fp32", "batch_size": 4}
+    pairs = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    return ["--artifacts", str(root), "train", kind, "--from", "parent", "--name", name, *pairs]
+
+
 @dataclass
 class Outcomes:
     """Results of each command in the first and in the second process."""
 
     root: Path
-    alone: dict[str, Artifact]  # runs of a single process, by optimizer
+    alone: dict[str, Artifact]  # runs of a single process, by optimizer, and by the kind of conversations
     ended: dict[str, tuple[Run, Run]]
     checkpoints: dict[str, list[int]]  # steps of those that a stopped command left
 
@@ -75,7 +85,12 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, preloaded: None) -> Outco
             name = f"one-then-two-{parallel}"
             arguments = words(root, name, parallel=parallel, optimizer=optimizer, ema=0.9)[2:]
             assert Command(root, tuple(arguments), constants=stopped).run_forked().code == 75
-    commands: dict[str, list[str]] = {}
+        publish_run(root, NETWORK, BASE, name="parent")
+        for kind, conversations in CONVERSATIONS.items():
+            publish_tokens(root, kind, *conversations, name=kind)
+            assert Command(root, tuple(tuning_words(root, kind, f"alone-{kind}")[2:])).run_forked().code == 0
+            alone[kind] = artifact.find(root, "runs", f"alone-{kind}")
+    commands = {kind: tuning_words(root, kind, f"two-{kind}") for kind in CONVERSATIONS}
     for parallel, optimizer in KINDS:
         settings: dict[str, object] = {"parallel": parallel, "optimizer": optimizer, "ema": 0.9}
         commands[f"{parallel}-{optimizer}"] = words(root, f"{parallel}-{optimizer}", **settings)
@@ -129,6 +144,12 @@ def test_model_of_two_processes_is_sampled_by_one(outcomes: Outcomes, parallel: 
     process = Command(outcomes.root, arguments).run_forked()
     assert process.code == 0, process.err
     assert len(json.loads(process.out)["samples"][0]["token_ids"]) == 3
+
+
+@pytest.mark.parametrize("kind", CONVERSATIONS)
+def test_two_processes_tune_as_one_does(outcomes: Outcomes, kind: str) -> None:
+    assert outcomes.ended[kind][0].code == 0, outcomes.ended[kind][0].err
+    assert_same_curve(outcomes.find_run(f"two-{kind}"), outcomes.alone[kind])
 
 
 def test_only_the_main_process_prints(outcomes: Outcomes) -> None:
