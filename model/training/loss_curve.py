@@ -49,7 +49,7 @@ def draw(metrics: Path, folder: Path, title: str, baselines: Baselines | None = 
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     _draw_lines(axes, lines, max((step for step, _ in (*training, *validation)), default=0))
     units = _units(rows, baselines)
-    _mark_best(axes, validation[1:] or validation, units)
+    _mark_best(axes, validation[1:] or validation, units, unit)
     if units:
         axes.secondary_yaxis("right", functions=units).set_ylabel("bits per character")
     axes.spines[["top", "right"]].set_visible(False)
@@ -139,11 +139,11 @@ def _label_heights(losses: list[float], low: float, high: float) -> list[float]:
     return [max(height, low + count * distance) for height, count in zip(heights, below, strict=True)]
 
 
-def _mark_best(axes: Axes, validation: Points, units: Units | None) -> None:
+def _mark_best(axes: Axes, validation: Points, units: Units | None, unit: str) -> None:
     if validation:
         step, loss = min(validation, key=lambda point: point[1])
         bits = f", {float(units[0](loss)):.3f} bits per character" if units else ""
-        label = f"best: {loss:.3f} nats per token{bits}, step {step:,}"
+        label = f"best: {loss:.3f} nats per {unit}{bits}, step {step:,}"
         axes.plot(
             [step], [loss], "o", markersize=9, markerfacecolor="none", markeredgecolor=_SEAL, label=label, zorder=4
         )
