@@ -40,6 +40,7 @@ from tests.support.tuning import BASE, CHAT, pairs, publish_tokens, sums, tune
 __all__ = ["no_loss_curve", "preloaded", "single_thread_offline"]  # fixtures
 
 KINDS = {"chat": (sums(30), sums(8)), "preferences": (pairs(30), pairs(8))}
+FAST: dict[str, Any] = {"positions": "rotary", "bigrams": 64, "convolution": 3, "values": True, "gates": True}
 LORA = ("--set", "lora_rank=2")
 NETWORK = replace(GPT2, vocab_size=BASE.vocab_size, dropout=0.1)
 
@@ -103,9 +104,10 @@ def test_a_kill_while_factors_are_merged_loses_nothing(tmp_path: Path, monkeypat
     assert all(torch.equal(tensor, expected[name]) for name, tensor in actual.items())
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora_rank": 2}], ids=str)
-def test_a_tuned_run_is_an_ordinary_run(root: Path, settings: dict[str, int]) -> None:
-    tokens, parent = prepare(root)
+@pytest.mark.parametrize("settings", [{}, {"lora_rank": 2}, {"optimizer": "muon"}], ids=str)
+@pytest.mark.parametrize("network", [{}, FAST], ids=["plain", "fast"])
+def test_a_tuned_run_is_an_ordinary_run(root: Path, network: dict[str, Any], settings: dict[str, Any]) -> None:
+    tokens, parent = prepare(root, **network)
     tuned = tune(root, tokens, parent, **settings)
     weights = checkpoint.read_weights(run.checkpoint_path(tuned, "best"))
     assert not any("lora" in name for name in weights)
