@@ -73,7 +73,7 @@ def measure(parent: Path, tuned: Path, device: torch.device) -> tuple[float, flo
     mask_eos = store.tokenizer.end_of_text if train.document_mask else None
     scores = []
     for path in (parent / CHECKPOINTS / read_result(parent).best, tuned):
-        model = checkpoint.load_model(path, device)
+        model = checkpoint.load_network(path, device)
         evaluation = evaluate(model, validation, device, mask_eos=mask_eos)
         assert evaluation is not None  # only a stopped evaluation returns None
         scores.append(evaluation.bits_per_char)
