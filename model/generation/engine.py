@@ -20,12 +20,11 @@ from model.generation.sampling import SEED_LIMIT, Candidate, SampledToken, Sampl
 from model.generation.scoring import TokenScore, not_finite, score_prompts
 from model.network.gpt import GPT
 from model.network.kv_cache import KVCache
-from model.network.ngrams import NGrams, Prediction, Reader, mixed
+from model.network.ngrams import mixed
 from pipeline.errors import BadConfig, TryAgain
 from pipeline.tokenizers import ChatTokenizer, IncrementalDetokenizer, Tokenizer
 
 _MAX_ROWS = 16  # of the engine of `sample`
-_MAX_READ = 1 << 15  # last tokens of a prompt whose n-grams are counted: a second
 _MEMORY_FRACTION = 0.9  # of the free memory, for the KV cache
 
 
@@ -74,14 +73,6 @@ class TokenSequence:
         self._detokenizer = IncrementalDetokenizer(tokenizer, last_id)
         self._pending = ""  # text withheld because it may be the beginning of a stop text
         self._generator = torch.Generator().manual_seed(seed % SEED_LIMIT)
-        self._reader: Reader | None = None
-
-    def predict(self, ngrams: NGrams) -> Prediction:
-        """Predict the next token by n-grams. To be called before each token, or never."""
-        is_first = self._reader is None
-        reader = self._reader = self._reader or Reader(ngrams)
-        reader.read(self.context[-_MAX_READ if is_first else -1 :])
-        return reader.predict()
 
     def append(self, logits: Tensor, block_size: int) -> SampledToken:
         """Sample the next token from logits (V,) and append it. Raises BadData if they are not finite.
@@ -218,7 +209,8 @@ class Engine:
         last_ids = torch.tensor([[sequence.context[-1]] for sequence in self.active], device=self._device)
         logits = self.model.next_logits(last_ids, self._cache.extend(0, len(self.active), 1)).cpu()
         if ngrams := self.model.ngrams:
-            logits = mixed(logits, [sequence.predict(ngrams) for sequence in self.active])
+            counted = torch.stack([ngrams.predict(sequence.context) for sequence in self.active])
+            logits = mixed(logits.log_softmax(-1), counted.to(logits))
         tokens = [
             (sequence, sequence.append(row, self._cache.size))
             for sequence, row in zip(self.active, logits, strict=True)

@@ -5,16 +5,15 @@ Shapes in comments: B prompts, T tokens of the longest one, N tokens of all of t
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from model.network.gpt import GPT
-from model.network.ngrams import NGrams, Prediction, Reader, mixed
+from model.network.ngrams import NGrams, mixed
 from pipeline.errors import BadData
 
 _BATCH_TOKENS = 4096  # of one forward pass, with padding
@@ -73,14 +72,14 @@ def _score_batch(model: GPT, prompts: Sequence[Sequence[int]], vocab_size: int, 
     states = model.hidden_states(ids.to(device))  # (B, T, C)
     next_logits = torch.stack([row[length - 1] for row, length in zip(states, lengths, strict=True)])
     next_logits = model.logits(next_logits).cpu()  # (B, V)
-    predictions = None
     if model.ngrams:
-        predictions = _after_each(model.ngrams, [prompt[:-1] for prompt in prompts])
-        next_logits = mixed(next_logits, [_after(model.ngrams, prompt) for prompt in prompts])
+        next_logits = _mixed(next_logits, model.ngrams, prompts)
     next_logits = next_logits[:, :vocab_size]
     before = torch.cat([row[: length - 1] for row, length in zip(states, lengths, strict=True)])  # (N - B, C)
     targets = torch.tensor([token for prompt in prompts for token in prompt[1:]], dtype=torch.int64)
-    tokens = _score_tokens(model, before, targets, vocab_size, likeliest, predictions)
+    order = model.ngrams.order if model.ngrams else 0
+    contexts = [prompt[max(end - order, 0) : end] for prompt in prompts for end in range(1, len(prompt))]
+    tokens = _score_tokens(model, before, contexts, targets, vocab_size, likeliest)
     scores, start = [], 0
     for length, logits in zip(lengths, next_logits, strict=True):
         scores.append(PromptScore(tuple(tokens[start : start + length - 1]), logits))
@@ -88,40 +87,27 @@ def _score_batch(model: GPT, prompts: Sequence[Sequence[int]], vocab_size: int, 
     return scores
 
 
-def _after(ngrams: NGrams, prompt: Sequence[int]) -> Prediction:
-    """Predict the token after a prompt by n-grams."""
-    reader = Reader(ngrams)
-    reader.read(prompt)
-    return reader.predict()
-
-
-def _after_each(ngrams: NGrams, prompts: Sequence[Sequence[int]]) -> Iterator[Prediction]:
-    """Predict the token after each token of each prompt by n-grams."""
-    for prompt in prompts:
-        reader = Reader(ngrams)
-        for token in prompt:
-            reader.read([token])
-            yield reader.predict()
+def _mixed(logits: Tensor, ngrams: NGrams, contexts: Sequence[Sequence[int]]) -> Tensor:
+    """Return the log probabilities (B, V) of the mixture after B contexts, from the network's logits (B, V)."""
+    counted = torch.stack([ngrams.predict(context) for context in contexts])
+    return mixed(logits.log_softmax(-1), counted.to(logits))
 
 
 def _score_tokens(
     model: GPT,
     states: Tensor,
+    contexts: Sequence[Sequence[int]],
     targets: Tensor,
     vocab_size: int,
     likeliest: int,
-    predictions: Iterator[Prediction] | None = None,
 ) -> list[TokenScore]:
-    """Score each of `targets` (M,) after its hidden state, of `states` (M, C).
-
-    `predictions` are those by n-grams, if they are to be mixed with the network's.
-    """
+    """Score each of `targets` (M,) after its hidden state, of `states` (M, C), and after the end of its context."""
     scores: list[TokenScore] = []
     size = max(_LOGITS // vocab_size, _MIN_ROWS)
     for start in range(0, len(targets), size):
         logits = model.logits(states[start : start + size])
-        if predictions:
-            logits = mixed(logits, [*itertools.islice(predictions, len(logits))])
+        if model.ngrams:
+            logits = _mixed(logits, model.ngrams, contexts[start : start + size])
         logprobs = logits[:, :vocab_size].log_softmax(-1)  # (M, V)
         ids = targets[start : start + size]
         target_logprobs = logprobs.gather(1, ids[:, None].to(logprobs.device))[:, 0]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from model.network.gpt import GPT
 from model.network.masks import document_mask
-from model.network.ngrams import Reader, mixed_logprobs, share
+from model.network.ngrams import mixed
 from model.training.distributed import World
 from pipeline.errors import BadData
 from pipeline.tokenizers import Tokenizer
@@ -207,7 +207,7 @@ def evaluate(
     world = world or World()
     block_size = model.config.block_size
     ids = torch.from_numpy(validation.ids)
-    counted = torch.from_numpy(Reader(model.ngrams).read(validation.ids)) if model.ngrams else None
+    counted = torch.from_numpy(model.ngrams.probabilities(validation.ids)) if model.ngrams else None
     spans = windows(len(ids), block_size)
     # Padding that scores nothing gives all processes the same number of windows.
     spans += [(0, block_size)] * (-len(spans) % world.size)
@@ -265,8 +265,7 @@ class _Sums:
         positions = starts + torch.arange(length)
         is_valid = (positions < self._count) & (firsts < starts + length)  # without padding
         if self._counted is not None:
-            scored = (positions + 1).clamp(max=self._count)  # as many tokens were read before each of them
-            losses = -mixed_logprobs(-losses, self._counted[scored], share(scored))
+            losses = -mixed(-losses, self._counted[(positions + 1).clamp(max=self._count)])
         self._positions[0, :length] += (losses * is_valid).sum(0)
         self._positions[1, :length] += is_valid.sum(0)
         is_scored = is_valid & (positions >= firsts)

@@ -15,7 +15,7 @@ from model.generation.engine import Engine, TokenSequence
 from model.generation.sampling import SampleOptions
 from model.generation.scoring import score_prompts
 from model.network.gpt import GPT
-from model.network.ngrams import NGrams, Reader, mixed, share
+from model.network.ngrams import NGrams, mixed
 from model.training.evaluate import ValidationSet, evaluate
 from pipeline.tokenizers import Integers
 from tests.support.networks import SMALL, perturbed_network
@@ -61,37 +61,30 @@ def slow_rows(train: list[int], text: list[int], order: int) -> list[list[float]
                     for size, chance in zip(sizes, row, strict=True)
                 ]
         rows.append(row)
-        add_gram(counts, text, end)
     return rows
 
 
-@given(IDS, IDS, st.integers(1, 4), st.data())
-def test_probabilities_equal_counting_in_dictionaries(
-    train: list[int], text: list[int], order: int, data: st.DataObject
-) -> None:
-    rows, reader = slow_rows(train, text, order), Reader(NGrams(np.array(train, int), SIZE, order))
-    cut = data.draw(st.integers(0, len(text)))
-    chances = [*reader.read(text[:cut]), *reader.read(text[cut:])]
-    assert chances == pytest.approx([row[token] for row, token in zip(rows, text, strict=True)])
+@given(IDS, IDS, st.integers(1, 4))
+def test_probabilities_equal_counting_in_dictionaries(train: list[int], text: list[int], order: int) -> None:
+    ngrams, rows = NGrams(np.array(train, int), SIZE, order), slow_rows(train, text, order)
+    expected = [row[token] for row, token in zip(rows, text, strict=True)]
+    assert ngrams.probabilities(np.array(text, int)) == pytest.approx(expected)
 
 
 @given(IDS, st.lists(st.integers(0, SIZE - 1), min_size=1, max_size=50), st.integers(1, 4))
 def test_predictions_are_distributions_and_equal_counting_in_dictionaries(
     train: list[int], text: list[int], order: int
 ) -> None:
-    reader = Reader(NGrams(np.array(train, int), SIZE, order))
+    ngrams = NGrams(np.array(train, int), SIZE, order)
     for length, row in enumerate(slow_rows(train, text, order)):
-        prediction = reader.predict()
-        assert prediction.probabilities == pytest.approx(np.array(row))
-        assert prediction.probabilities.sum() == pytest.approx(1)
-        assert prediction.share == share(length)
-        reader.read(text[length : length + 1])
+        chances = ngrams.predict(text[:length])
+        assert chances.tolist() == pytest.approx(row)
+        assert float(chances.sum()) == pytest.approx(1)
 
 
 def test_mixture_is_a_distribution() -> None:
-    reader = Reader(NGrams(TEXT, 45, 3))
-    reader.read(TEXT[:20])
-    logprobs = mixed(torch.randn(2, 45), [reader.predict(), reader.predict()])
+    chances = NGrams(TEXT, 45, 3).predict(TEXT[:20].tolist())
+    logprobs = mixed(torch.randn(2, 45).log_softmax(-1), torch.stack([chances, chances]))
     assert logprobs.exp().sum(-1).tolist() == pytest.approx([1, 1])
 
 
@@ -122,16 +115,15 @@ def test_evaluation_equals_scoring_the_text_as_a_prompt(network: GPT) -> None:
 
 
 @torch.no_grad()
-def test_evaluation_of_a_long_text_counts_all_text_before_a_token(network: GPT) -> None:
+def test_evaluation_of_a_long_text_mixes_each_window_with_the_counts(network: GPT) -> None:
     ids = TEXT[::-1][:60].copy()
     assert network.ngrams
-    reader, nats = Reader(network.ngrams), 0.0
-    reader.read(ids[:1])
+    nats = 0.0
     for position, target in enumerate(ids[1:].tolist()):
         start = max(0, (position - 8) // 8 * 8)
-        logits = network(torch.from_numpy(ids)[None, start : position + 1])[0, -1:]
-        nats -= float(mixed(logits, [reader.predict()])[0, target])
-        reader.read([target])
+        logits = network(torch.from_numpy(ids)[None, start : position + 1])[0, -1]
+        chances = network.ngrams.predict(ids[: position + 1].tolist())
+        nats -= float(mixed(logits.log_softmax(-1), chances)[target])
     evaluation = evaluate(network, ValidationSet(ids, 1, 1), torch.device("cpu"))
     assert evaluation
     assert evaluation.loss * 59 == pytest.approx(nats, rel=1e-5)
