@@ -134,7 +134,7 @@ SETTINGS: dict[str, Setting] = {
         "initialise the projections back into the stream to zero, instead of normal(0, 0.02 / sqrt(2 layers))"
     ),
     "ngram": Setting(
-        "n-grams of up to so many tokens, counted in the training text and in the text that is read, have half of the "
+        "n-grams of the training text, of up to so many tokens, have 0.3 of the "
         "probability; the network is trained without them (docs/training.md); 0: none",
         Range(0, 8),
         "tokens",
