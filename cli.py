@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from model.commands import doctor, exchange, presets, recipe, refresh, sample, serve, start, train
+from model.commands import chat, doctor, exchange, presets, recipe, refresh, sample, serve, start, train
 from model.commands.options import is_secondary_rank
 from pipeline import errors
 from pipeline.commands import buckets, clean, console, data, maintenance, report, tokens
@@ -55,7 +55,10 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Everything at once": (start.start, refresh.demo),
     "Data": (data.download, data.decompress, clean.clean),
     "Tokens": (tokens.train_tokenizer, tokens.tokenize, tokens.inspect),
-    "Model": (train.train, presets.presets, sample.sample, serve.serve, exchange.import_model, exchange.export),
+    "Model": (
+        *(train.train, presets.presets, sample.sample, chat.chat, serve.serve),
+        *(exchange.import_model, exchange.export),
+    ),
     "Refresh and maintenance": (
         *(refresh.refresh, recipe.recipe, report.report, maintenance.status, maintenance.verify, maintenance.rollback),
         *(maintenance.prune, maintenance.schedule, doctor.doctor, buckets.push, buckets.pull),

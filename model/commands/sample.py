@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from model.commands.options import CHECKPOINT, DEVICE, PRECISION
+from model.commands.options import CHECKPOINT, DEVICE, PRECISION, SAMPLING
 from model.generation.sampling import SampleOptions
 from pipeline import errors
-from pipeline.commands.console import Command, Number, Outcome, Settings, option_group
+from pipeline.commands.console import Command, Outcome, Settings, option_group
 from pipeline.commands.options import find_artifact
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.runtime.signals import stop_on_sigterm
@@ -53,63 +53,7 @@ _CANDIDATES = 5  # alternatives that --explain prints for each token
         help="Number of continuations of each prompt.",
     ),
 )
-@option_group(
-    "Sampling",
-    click.option(
-        "--max-tokens",
-        type=int,
-        metavar="N",
-        default=SampleOptions.max_tokens,
-        show_default=True,
-        help="Maximum number of tokens to generate.",
-    ),
-    click.option(
-        "--temperature",
-        type=Number(),
-        default=SampleOptions.temperature,
-        show_default=True,
-        help="Sampling temperature; 0 always takes the most likely token.",
-    ),
-    click.option(
-        "--top-k",
-        type=int,
-        metavar="N",
-        default=SampleOptions.top_k,
-        show_default=True,
-        help="Sample from the k most likely tokens; 0: from all.",
-    ),
-    click.option(
-        "--top-p",
-        type=Number(),
-        default=SampleOptions.top_p,
-        show_default=True,
-        help="Sample from the fewest tokens whose probabilities sum to p.",
-    ),
-    click.option(
-        "--min-p",
-        type=Number(),
-        default=SampleOptions.min_p,
-        show_default=True,
-        help="Exclude tokens less likely than p times the most likely one.",
-    ),
-    click.option(
-        "--repetition-penalty",
-        type=Number(),
-        default=SampleOptions.repetition_penalty,
-        show_default=True,
-        help="Penalty on tokens already in the text; above 1 repeats less.",
-    ),
-    click.option("--greedy", is_flag=True, help="Always take the most likely token."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="End before this text (repeatable)."),
-    click.option(
-        "--seed",
-        type=int,
-        metavar="N",
-        default=SampleOptions.seed,
-        show_default=True,
-        help="Seed of the random choices.",
-    ),
-)
+@SAMPLING
 @option_group(
     "Output",
     click.option("--stream", is_flag=True, help="Print each token as it is generated, one text after another."),

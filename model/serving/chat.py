@@ -7,16 +7,16 @@ the messages are joined, and the model continues the last one. Every response sa
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from model.generation.chat import TooLong, encode_chat
 from model.serving.requests import MAX_TOKENS, APIError, CompletionRequest, SamplingFields
 from pipeline.errors import BadData
-from pipeline.tokenizers import ChatTokenizer, Tokenizer, Unencodable
+from pipeline.tokenizers import ChatTokenizer, Tokenizer
 
 BASE_MODEL = "this is a base model without a chat template: it continues the messages, joined by line ends, as one text"
 _DROPPED = "the oldest {} messages were left out: the model reads {} tokens at a time"
@@ -80,28 +80,14 @@ def template_prompt(
 ) -> tuple[list[int], int]:
     """Return the ids of a chat up to the beginning of the answer, and the number of messages that were left out.
 
-    As many of the latest turns as leave room in the block for `max_tokens` (at most half the block); messages of the
-    system at the beginning always stay. Raises APIError if the last turn alone does not fit.
+    Raises APIError if the last turn does not fit, or if the messages cannot be encoded.
     """
     turns = [{"role": _ROLES.get(message.role, message.role), "content": message.text} for message in messages]
-    start = next((index for index, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
-    system, turns = turns[:start], turns[start:]
-    starts = sorted({0, *(index for index, turn in enumerate(turns) if turn["role"] == "user")})
-    room = block_size - min(max_tokens, block_size // 2)
-
-    def encode(first: int) -> list[int]:
-        try:
-            return tokenizer.encode_messages([*system, *turns[first:]], add_generation_prompt=True)
-        except (BadData, Unencodable) as error:
-            raise APIError(400, f"messages: {error}", "messages") from None
-
-    index = bisect.bisect_left(starts, True, key=lambda first: len(encode(first)) <= room)
-    first = starts[min(index, len(starts) - 1)]
-    ids = encode(first)
-    if len(ids) >= block_size:
-        message = f"messages: the last turn has {len(ids)} ids, but the model reads {block_size} at a time"
-        raise APIError(400, message, "messages", "context_length_exceeded")
-    return ids, first
+    try:
+        return encode_chat(turns, tokenizer, block_size, max_tokens)
+    except (TooLong, BadData) as error:
+        code = "context_length_exceeded" if isinstance(error, TooLong) else None
+        raise APIError(400, f"messages: {error.message}", "messages", code) from None
 
 
 def plain_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> str:
