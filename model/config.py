@@ -18,7 +18,7 @@ from pipeline.errors import BadConfig
 GATE_WIDTH = 12  # input dimensions of an attention head's gate (modded-nanogpt)
 NORM_EPSILON = {"layer": 1e-5, "rms": 1e-6}
 # Left out of a key at their defaults, as in older keys.
-_UNLISTED = ("head_dim", "norm_epsilon", "deterministic", "patience", "ngram", "lora_rank", "beta")
+_UNLISTED = ("head_dim", "norm_epsilon", "deterministic", "patience", "ngram", "lora_rank", "beta", "replay")
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,7 @@ class TrainConfig:
     patience: int = 0
     lora_rank: int = 0
     beta: float = 0.0
+    replay: float = 0.0
     seed: int = 1
 
     def __post_init__(self) -> None:

@@ -221,7 +221,7 @@ def make_plan(
             f"{tokens.ref} has {'conversations' if kind == 'chat' else 'pairs of answers'}, which tune a run",
             hint="`inkstone train TOKENS --from RUN`",
         )
-    if unused := {"lora_rank", "beta"} & (settings or {}).keys():
+    if unused := {"lora_rank", "beta", "replay"} & (settings or {}).keys():
         raise BadConfig(
             f"{min(unused)} is for tuning, and {tokens.ref} is text", hint="name tokens of conversations: docs/chat.md"
         )

@@ -16,10 +16,10 @@ from model.runs import checkpoint
 from model.runs.checkpoint import CheckpointTensors
 from model.runs.plan import TrainPlan
 from model.runs.run import CHECKPOINTS, Report, Result, read_result
+from model.runs.tuning import parent_of
 from model.training.checkpointer import read_on_main
 from model.training.distributed import World
 from model.training.learner import Learner
-from model.training.tuning.forgetting import parent_of
 from pipeline.errors import BadData
 from pipeline.store import artifact
 from pipeline.tokens.store import TokenStore

@@ -7,20 +7,15 @@ from pathlib import Path
 import msgspec
 import torch
 
-from model.config import TrainConfig
 from model.runs import checkpoint
 from model.runs.checkpoint import CheckpointTensors
 from model.runs.run import CHECKPOINTS, Result, read_result
+from model.runs.tuning import base_tokens
 from model.training import metrics
 from model.training.evaluate import evaluate, validation_set
 from model.training.tuning import lora
-from pipeline.errors import BadData, InkstoneError, InputMissing
-from pipeline.store import artifact
-from pipeline.store.artifact import Artifact
-from pipeline.store.manifest import path_of_ref
+from pipeline.errors import InkstoneError
 from pipeline.tokens.store import open_store
-
-_CHAT = "chat:"  # begins the fingerprint of a chat tokenizer
 
 
 def conclude(folder: Path, records: Path, result: Result, parent: Path, device: torch.device) -> Result:
@@ -67,7 +62,7 @@ def measure(parent: Path, tuned: Path, device: torch.device) -> tuple[float, flo
 
     That is the text which the first run in the line of parents held out. Raises InkstoneError if it is gone.
     """
-    tokens, train = _base_tokens(parent)
+    tokens, train = base_tokens(parent)
     store = open_store(tokens)
     validation = validation_set(store, train.eval_bytes)
     mask_eos = store.tokenizer.end_of_text if train.document_mask else None
@@ -78,34 +73,3 @@ def measure(parent: Path, tuned: Path, device: torch.device) -> tuple[float, flo
         assert evaluation is not None  # only a stopped evaluation returns None
         scores.append(evaluation.bits_per_char)
     return scores[0], scores[1]
-
-
-def untuned(path: Path) -> Artifact:
-    """Return the run at the beginning of a line of tuned runs that ends with the run in `path`."""
-    run = artifact.read(path)
-    while run.manifest.tokenizer.startswith(_CHAT):
-        run = artifact.read(parent_of(run))
-    return run
-
-
-def parent_of(run: Artifact) -> Path:
-    """Return the folder of the parent of a run. Raises BadData without one, InputMissing if it is gone."""
-    refs = [entry.name for entry in run.manifest.inputs if entry.role == "parent"]
-    if not refs:
-        raise BadData(f"{run.ref} has no parent run", hint="tune a run that was trained here")
-    path = path_of_ref(run.path.parents[2], refs[0])
-    if not path.is_dir():
-        raise InputMissing(f"{refs[0]} is gone", hint="keep the runs that a tuning starts from")
-    return path
-
-
-def _base_tokens(parent: Path) -> tuple[Artifact, TrainConfig]:
-    """Return the tokens of the base model, and how it was trained."""
-    run = untuned(parent)
-    inputs = [entry for entry in run.manifest.inputs if entry.role == "tokens"]
-    if not inputs:
-        raise BadData(f"{run.ref} was not trained here", hint="its validation text is not known")
-    tokens = artifact.read_ref(run.path.parents[2], inputs[0].name)
-    if tokens.digest != inputs[0].digest:
-        raise BadData(f"{tokens.ref} is not the one that {run.ref} was trained on", hint="`tokenize` the text again")
-    return tokens, run.manifest.option("train", TrainConfig)

@@ -15,7 +15,7 @@ from model.config import TrainConfig
 from model.network.gpt import GPT
 from model.runs.plan import TrainPlan
 from model.runs.run import Report
-from model.runs.tuning import DPO, SFT
+from model.runs.tuning import DPO, SFT, base_tokens
 from model.training import baselines, estimate
 from model.training.baselines import Baselines
 from model.training.dataloader import Sampler
@@ -26,10 +26,11 @@ from model.training.resume import load_reference
 from model.training.tuning.evaluation import HeldOutAnswers, HeldOutPairs, answer_pairs
 from model.training.tuning.objective import PreferenceLoss, Tuning, answer_loss
 from model.training.tuning.packing import Documents, conversation_pieces, preference_pieces
+from model.training.tuning.replay import Replay
 from model.training.tuning.rows import PackedRows
 from pipeline.errors import BadConfig, BadData
 from pipeline.tokenizers import ChatTokenizer
-from pipeline.tokens.store import TokenStore
+from pipeline.tokens.store import TokenStore, open_store
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Task:
     """A task of training. `name` is "" for pretraining, which has no `tuning`; `prompt` is continued at evaluations."""
 
     name: str
-    sampler: Sampler | PackedRows
+    sampler: Sampler | PackedRows | Replay
     validation: ValidationSet | HeldOutAnswers | HeldOutPairs | None
     prompt: tuple[str, list[int]]
     tuning: Tuning | None = None
@@ -75,7 +76,7 @@ class Task:
 
     def lines(self, scores: Baselines | None) -> list[str]:
         """Describe the packing of conversations and the baselines for a person."""
-        lines = [f"packing   {self.sampler}"] if isinstance(self.sampler, PackedRows) else []
+        lines = [f"packing   {self.sampler}"] if isinstance(self.sampler, PackedRows | Replay) else []
         return lines if isinstance(self.validation, HeldOutPairs) else [*lines, estimate.scale(scores)]
 
 
@@ -97,11 +98,25 @@ def open_task(store: TokenStore, plan: TrainPlan, device: torch.device, world: W
     first_prompt = sample_prompt(store, prompt, report) if prompt else _first_question(store, held_out or rows)
     if store.chat == "chat":
         answers = HeldOutAnswers.read(held_out, config.eval_bytes) if held_out else None
-        return Task(SFT, rows, answers, first_prompt, Tuning(answer_loss, special))
+        return Task(SFT, with_replay(rows, plan), answers, first_prompt, Tuning(answer_loss, special))
     segments = max(part.most_segments for part in (rows, held_out) if part)
     loss = PreferenceLoss(load_reference(plan, device, world), config.beta, segments)
     pairs = HeldOutPairs(held_out, loss) if held_out else None
     return Task(DPO, rows, pairs, first_prompt, Tuning(loss, special))
+
+
+def with_replay(rows: PackedRows, plan: TrainPlan) -> PackedRows | Replay:
+    """Return the rows of a tuning, with the text of the base model beside them if the plan says so.
+
+    Raises InkstoneError if the tokens of that text are gone.
+    """
+    config = plan.preset.train
+    if not config.replay or not plan.parent_path:
+        return rows
+    tokens, base = base_tokens(plan.parent_path)
+    store = open_store(tokens)
+    text = Sampler(store.train, rows.block_size, config.seed, base.order, store.key)
+    return Replay(rows, text, config.replay)
 
 
 def packed(store: TokenStore, split: str, block_size: int, seed: int = 0) -> PackedRows:
