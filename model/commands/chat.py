@@ -49,7 +49,7 @@ def chat(
     device: str,
     **options: Any,
 ) -> Outcome:
-    """Talk with a run that was tuned on conversations.
+    """Talk with a run tuned on conversations.
 
     Without RUN, the newest run is used. Without --prompt, the turns are the lines of standard input, and each answer is
     printed as it is generated. If a conversation outgrows the context of the model, the oldest turns are left out.

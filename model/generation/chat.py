@@ -50,7 +50,7 @@ def encode_chat(messages: Messages, tokenizer: ChatTokenizer, block_size: int, m
     start = next((index for index, message in enumerate(messages) if message["role"] != "system"), len(messages))
     system, turns = messages[:start], messages[start:]
     starts = sorted({0, *(index for index, turn in enumerate(turns) if turn["role"] == "user")})
-    room = block_size - min(max_tokens, block_size // 2)
+    room = block_size - min(max(max_tokens, 1), block_size // 2)
 
     def encoded(first: int) -> list[int]:
         try:

@@ -45,19 +45,22 @@ def train(root: Path, preset: str = "mini", **settings: object) -> None:
 
 
 def train_chat(root: Path) -> None:
-    """Train a small chat model on conversations about numbers. Its block holds about five short turns."""
-    lines = [
-        {"messages": [{"role": "user", "content": f"{number}+1?"}, {"role": "assistant", "content": f"{number + 1}!"}]}
-        for number in range(200)
-    ]
-    settings = [word for pair in ("vocab_size=0", "block_size=96", "steps=150") for word in ("--set", pair)]
-    path = root / "conversations.jsonl"
-    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    """Train a small model on sums, and tune it on conversations about them. Its block holds about five short turns."""
+    turns = [(f"{number}+1?", f"{number + 1}!") for number in range(200)]
+    talks = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in turns]
+    text, path = root / "sums.txt", root / "conversations.jsonl"
+    text.write_text("".join(f"{question} {answer}\n" for question, answer in turns), encoding="utf-8")
+    path.write_text("".join(f"{json.dumps(talk)}\n" for talk in talks), encoding="utf-8")
+    base = [word for pair in ("vocab_size=0", "block_size=96", "steps=100") for word in ("--set", pair)]
+    tuning = [word for pair in ("learning_rate=3e-3", "batch_size=16") for word in ("--set", pair)]
     for words in (
+        ("clean", text, "--name", "sums"),
+        ("train-tokenizer", "sums", "--kind", "bpe", "--vocab-size", "280"),
+        ("tokenize", "sums", "--val-fraction", "0.1", "--jobs", "1"),
+        ("train", "--tokens", "sums", "--preset", "mini", "--name", "sums", *base),
         ("clean", path, "--name", NAME, "--profile", "chat"),
-        ("train-tokenizer", NAME, "--kind", "bpe", "--vocab-size", "280"),
-        ("tokenize", NAME, "--val-fraction", "0.1", "--jobs", "1"),
-        ("train", "--tokens", NAME, "--preset", "mini", "--name", NAME, *settings),
+        ("tokenize", NAME, "--tokenizer", "sums", "--val-fraction", "0.1", "--jobs", "1"),
+        ("train", NAME, "--from", "sums", "--steps", "150", *tuning),
     ):
         assert cli.main(["--artifacts", str(root), "-q", *map(str, words)]) == 0, words
 

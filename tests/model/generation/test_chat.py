@@ -92,9 +92,9 @@ def test_an_interrupted_answer_joins_as_far_as_it_was_generated(session: Session
         raise KeyboardInterrupt
 
     chat = Chat(session, GREEDY)
-    given = chat.ask("1+1", interrupt)
-    assert given.ended == "interrupted"
-    assert chat.messages == messages("1+1", given.text)
+    reply = chat.ask("1+1", interrupt)
+    assert reply.ended == "interrupted"
+    assert chat.messages == messages("1+1", reply.text)
 
 
 def test_a_signal_ends_an_answer(session: Session) -> None:
@@ -119,8 +119,8 @@ def test_json_holds_the_messages_and_how_each_answer_ended(root: Path, capsys: p
     assert run(root, "--prompt", "1+1", "--prompt", "2", "--system", "Add.", "--max-tokens", "3", "--json") == 0
     fields = json.loads(capsys.readouterr().out)
     assert [turn["role"] for turn in fields["messages"]] == ["system", *("user", "assistant") * 2]
-    assert [given["text"] for given in fields["answers"]] == [turn["content"] for turn in fields["messages"][2::2]]
-    assert {given["ended"] for given in fields["answers"]} <= {"length", "end of turn", "end of text"}
+    assert [reply["text"] for reply in fields["answers"]] == [turn["content"] for turn in fields["messages"][2::2]]
+    assert {reply["ended"] for reply in fields["answers"]} <= {"length", "end of turn", "end of text"}
 
 
 def test_a_saved_conversation_is_one_that_clean_reads(root: Path, pipe: Any, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def fits_slowly(
     """Leave out one turn after another until the rest fits."""
     turns = [{"role": message.role, "content": message.text} for message in messages]
     system = [turn for turn in turns[:1] if turn["role"] == "system"]
-    turns, room = turns[len(system) :], block_size - min(max_tokens, block_size // 2)
+    turns, room = turns[len(system) :], block_size - min(max(max_tokens, 1), block_size // 2)
     for first, turn in enumerate(turns):
         if first and turn["role"] != "user":
             continue
