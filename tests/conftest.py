@@ -32,6 +32,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # file with the name of a test. tests/test_house.py checks that every folder keeps fast tests.
 SLOW = (
     "tests/*_faults.py",
+    "tests/model/commands/test_tunings.py",
     "tests/model/exchange/test_convert.py",
     "tests/model/exchange/test_export.py::test_transformers_*",
     "tests/model/exchange/test_import_model.py",

@@ -18,13 +18,14 @@ import zstandard
 import cli
 from model.exchange import export as model_export
 from model.presets import PRESETS
+from model.runs.tuning import TASKS
 from pipeline.clean.options import CHOICES
 from pipeline.clean.options import PRESETS as CLEAN_PRESETS
 from pipeline.clean.rule_names import RULES
 from pipeline.commands.console import Choice
 from pipeline.export import corpus as corpus_export
 from pipeline.export import export as token_export
-from pipeline.refresh.stages import STAGES
+from pipeline.refresh.stages import STAGES, TUNINGS
 from pipeline.tokenizers import ENCODERS
 from pipeline.tokenizers.stage import KINDS as TOKENIZER_KINDS
 from pipeline.tokens.options import DEDUP as TOKENIZE_DEDUP
@@ -99,9 +100,9 @@ def test_choices_in_help_are_those_of_the_stages() -> None:
             "target_format": tuple({**corpus_export.FORMATS, **token_export.FORMATS, **model_export.FORMATS}),
             "quantize": model_export.FORMATS["gguf"].types,
         },
-        "train": {"preset": tuple(PRESETS)},
-        "refresh": {"through": STAGES},
-        "schedule": {"through": STAGES},
+        "train": {"preset": tuple(PRESETS), "task": tuple(TASKS.values())},
+        "refresh": {"through": (*STAGES, *TUNINGS)},
+        "schedule": {"through": (*STAGES, *TUNINGS)},
     }
     for name, expected in stages.items():
         parameters = cli.cli.commands[name].params

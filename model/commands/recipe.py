@@ -64,12 +64,17 @@ def _of_run(root: Path, run: Artifact) -> History:
     """
     from model import presets
     from model.runs import plan
-    from model.runs.run import read_preset_name
+    from model.runs.run import read_preset_name, read_result
     from pipeline.start import history
     from pipeline.store import artifact
 
     inputs = {entry.role: entry.name for entry in run.manifest.inputs}
     preset, name = plan.read_config(run.path), read_preset_name(run.path)
+    if read_result(run.path).task:
+        raise BadConfig(
+            f"{run.ref} was tuned from {inputs.get('parent', 'another run')}, which no recipe of its own describes",
+            hint="`inkstone start CONVERSATIONS --from RUN` writes one; [sft] and [dpo] are in docs/chat.md",
+        )
     if not preset or name not in presets.PRESETS or "tokens" not in inputs:
         raise BadConfig(
             f"{run.ref} was not trained from a preset of this version, which a recipe needs",

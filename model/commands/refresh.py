@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,26 +11,34 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from model.commands.options import DEVICE
+from model.commands.recipe_samples import continuations, sample_lines, sample_options
 from model.commands.training_bar import training_watch
 from model.commands.training_summary import add_promotion
 from pipeline import errors
 from pipeline.commands.console import Command, Number, Outcome, Settings, option_group
-from pipeline.commands.options import ENGINE, JOBS, NETWORK, REBUILD, THROUGH, engine_of, network_of, worker_count
+from pipeline.commands.options import (
+    ENGINE,
+    JOBS,
+    NETWORK,
+    REBUILD,
+    THROUGH,
+    engine_of,
+    find_artifact,
+    network_of,
+    worker_count,
+)
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator
 
-    from model.generation.sampling import SampleOptions
     from model.runs.plan import TrainPlan
     from pipeline.refresh.plan import RefreshOptions
-    from pipeline.refresh.recipe import Recipe, SampleSection, TrainSection
+    from pipeline.refresh.recipe import Recipe, TrainSection
     from pipeline.refresh.refresh import RefreshResult
     from pipeline.refresh.stages import TrainStage
+    from pipeline.refresh.tuning import TrainStageOf
     from pipeline.store.artifact import Artifact, BuildResult
-
-
-_SAMPLE_FIELDS = ("max_tokens", "temperature", "top_k", "min_p", "seed")  # sampling options of a recipe
 
 
 @click.command(cls=Command)
@@ -113,28 +122,31 @@ def refresh(
     """
     from pipeline.refresh.plan import RefreshOptions
     from pipeline.refresh.recipe import load as load_recipe
-    from pipeline.refresh.refresh import refresh as run_refresh
+    from pipeline.refresh.tuning import recipes
+    from pipeline.refresh.tuning import refresh as run_refresh
 
     recipe = load_recipe(path, overrides, check_training)
     if retrain_tokenizer:
         recipe = _retraining(recipe)
     accept = accept_worse or retrain_tokenizer or any(entry.startswith("train.") for entry in overrides)
-    train = train_stage(settings, recipe, device, accept=accept, rebuild=rebuild)
+    train = functools.partial(train_stage, settings, device=device, accept=accept, rebuild=rebuild)
+    chain = recipes(recipe, through)
     network = network_of(settings, allow_hosts=(*allow_hosts, *recipe.download.allow_hosts), **limits)
     locked = recipe.download.locked if update_lock is None else not update_lock
     jobs, open_engine = worker_count(jobs), engine_of(engine, jobs)
     options = RefreshOptions(through, locked, allow_shrink, jobs, network, rebuild, accept, open_engine)
     if dry_run:
-        return _plan_outcome(settings, recipe, train, options)
+        return _plan_outcome(settings, chain, train, options)
     with _pinged(ping_url, settings.progress.stop):
         refreshed = run_refresh(
-            settings.root, recipe, train, settings.progress, options, wait=wait, run_id=settings.run_id
+            settings.root, chain, train, settings.progress, options, wait=wait, run_id=settings.run_id
         )
-    last = refreshed.last
+    last, final = refreshed.last, chain[-1]
     outcome = refresh_outcome(refreshed, [f"{refreshed.result}: {last.ref if last else recipe.name}"])
-    add_report(settings, recipe, outcome)
-    if refreshed.result == "built" and last and last.manifest.kind == "runs" and recipe.sample.prompts:
-        samples = continuations(settings, recipe, last, device)
+    for part in chain:
+        add_report(settings, part, outcome)
+    if refreshed.result == "built" and last and last.manifest.kind == "runs" and final.sample.prompts:
+        samples = continuations(settings, final, last, device)
         outcome.extra["samples"] = samples
         outcome.lines += sample_lines(samples)
     return outcome
@@ -171,16 +183,13 @@ def _pinged(url: str, stop: threading.Event) -> Iterator[None]:
     ping(url, stop)
 
 
-def _plan_outcome(settings: Settings, recipe: Recipe, train: TrainStage, options: RefreshOptions) -> Outcome:
+def _plan_outcome(settings: Settings, chain: list[Recipe], train: TrainStageOf, options: RefreshOptions) -> Outcome:
     from pipeline.maintenance.status import duration, size
-    from pipeline.refresh import state
-    from pipeline.refresh.plan import plan
-    from pipeline.refresh.stages import Chain
+    from pipeline.refresh.tuning import plan
     from pipeline.store import files
 
     with settings.progress.wait("comparing the sources with what was built"):
-        chain = Chain(settings.root, recipe, train, settings.progress, options.jobs)
-        steps = plan(chain, options, state.read(settings.root, recipe.name).paces).steps
+        steps = plan(settings.root, chain, train, settings.progress, options)
     lines = [f"{'stage':<16} {'state':<6} {'to fetch':>10} {'disk':>10} {'time':>23}  reason"]
     lines += [
         f"{step.stage:<16} {step.result:<6} {size(step.fetch):>10} {size(step.disk):>10} "
@@ -196,33 +205,6 @@ def _plan_outcome(settings: Settings, recipe: Recipe, train: TrainStage, options
         lines=lines,
         always=True,
     )
-
-
-def continuations(settings: Settings, recipe: Recipe, run: Artifact, device: str) -> list[dict[str, Any]]:
-    """Continue the recipe's prompts with the run's best checkpoint."""
-    from model.commands import sample
-    from model.generation.session import Session
-
-    with settings.progress.wait(f"loading {run.ref}"):
-        session = Session(run, "best", device, "fp32", settings.progress.note)
-        session.load()
-    prompts = [session.encode_prompt(text) for text in recipe.sample.prompts]
-    options = sample_options(recipe.sample)
-    return [sample.as_fields(result) for result in session.sample(prompts, options, settings.progress.stop)]
-
-
-def sample_options(section: SampleSection) -> SampleOptions:
-    """Return the sampling options of a recipe; those that it leaves out are as in `sample`."""
-    from model.generation.sampling import SampleOptions
-
-    values = {name: getattr(section, name) for name in _SAMPLE_FIELDS}
-    return SampleOptions(**{name: value for name, value in values.items() if value is not None})
-
-
-def sample_lines(samples: list[dict[str, Any]]) -> list[str]:
-    """Format continuations, with a bar between prompt and continuation, and without blank lines."""
-    texts = [f"  {sample['prompt']}|{sample['text']}".split("\n") for sample in samples]
-    return [line for first, *rest in texts for line in (first, *(f"    {line}" for line in rest if line.strip()))]
 
 
 def refresh_outcome(refreshed: RefreshResult, lines: list[str]) -> Outcome:
@@ -261,6 +243,11 @@ def check_training(section: TrainSection) -> None:
     """Raise BadConfig for a [train] section that no tokens could be trained with."""
     from model.runs import plan as run_plan
 
+    if section.parent:
+        from model.runs.tuning import check
+
+        check(section.steps, section.minutes, section.set)
+        return
     preset = "small" if section.preset == run_plan.AUTO else section.preset
     run_plan.resolve_preset(preset, section.steps, section.minutes, section.set)
 
@@ -273,14 +260,32 @@ def _require_device(device: str) -> None:
         pick_device(device)
 
 
+def _train_plan(settings: Settings, recipe: Recipe, tokens: Artifact, device: str, *, more: bool) -> TrainPlan:
+    """Plan the run of a recipe on tokens: the tuning of its parent, or a training that continues the published run."""
+    from model.runs import continuing, tuning
+    from model.runs import plan as run_plan
+
+    section, name = recipe.train, recipe.name
+    length: dict[str, Any] = {"steps": section.steps, "minutes": section.minutes, "settings": section.set}
+    if section.parent:
+        return tuning.plan_tuning(tokens, find_artifact(settings, "runs", section.parent), name=name, **length)
+    if section.preset == run_plan.AUTO:
+        planned, _ = run_plan.make_auto_plan(settings.root, tokens, name, **length, device=device)
+    else:
+        planned = run_plan.make_plan(tokens, section.preset, name=name, **length)
+    planned = replace(planned, prompt=next(iter(recipe.sample.prompts), ""))
+    return continuing.continue_published(settings.root, planned, more=more)
+
+
 def train_stage(
     settings: Settings, recipe: Recipe, device: str, *, more: bool = False, accept: bool = False, rebuild: bool = False
 ) -> TrainStage:
     """Return the training stage of a recipe, to pass to the pipeline, which never imports the model.
 
     With `more`, a published run is trained further even if its text did not change. With `accept`, the new run becomes
-    current even if it is worse. With `rebuild`, a published run is trained again. Raises BadConfig for a device that
-    this machine does not have, and for bad values of [sample].
+    current even if it is worse; a tuned run always does, as it follows the run that it starts from. With `rebuild`, a
+    published run is trained again. Raises BadConfig for a device that this machine does not have, and for bad values of
+    [sample].
     """
     from model.runs import continuing, unfinished
     from model.runs import plan as run_plan
@@ -289,21 +294,9 @@ def train_stage(
 
     sample_options(recipe.sample)  # refuses a bad value before work begins
     _require_device(device)
-    section = recipe.train
-    is_auto = section.preset == run_plan.AUTO
 
     def plan(tokens: Artifact) -> TrainPlan:
-        name, steps, minutes = recipe.name, section.steps, section.minutes
-        if is_auto:
-            planned, _ = run_plan.make_auto_plan(
-                settings.root, tokens, name, steps=steps, minutes=minutes, settings=section.set, device=device
-            )
-        else:
-            planned = run_plan.make_plan(
-                tokens, section.preset, name=name, steps=steps, minutes=minutes, settings=section.set
-            )
-        planned = replace(planned, prompt=next(iter(recipe.sample.prompts), ""))
-        return continuing.continue_published(settings.root, planned, more=more)
+        return _train_plan(settings, recipe, tokens, device, more=more)
 
     def run(tokens: Artifact) -> BuildResult:
         planned = plan(tokens)
@@ -319,14 +312,14 @@ def train_stage(
                 device=device,
                 resume=True,
                 report=settings.progress.note,
-                accept=accept,
+                accept=accept or bool(recipe.train.parent),
                 stopped=settings.progress.stop,
                 watch=watch,
                 rebuild=rebuild,
             )
 
     return TrainStage(
-        check=lambda: check_training(section),
+        check=lambda: check_training(recipe.train),
         identify=lambda tokens: run_plan.identify(plan(tokens)),
         run=run,
         outlook=lambda tokens: continuing.describe_start(plan(tokens)),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,21 +15,18 @@ from typing import TYPE_CHECKING
 import click
 
 from model.commands.options import DEVICE
+from model.commands.start_plan import as_line, write_recipe, write_tuning_recipe
 from pipeline.commands.console import Command, Number, Outcome, Settings, option_group
 from pipeline.commands.options import EXCLUDE, INCLUDE, JOBS, MAX_BAD, TEXT_FIELD, worker_count
 from pipeline.errors import BadConfig, InputMissing
 from pipeline.runtime.regular_file import require_utf8
 
 if TYPE_CHECKING:
-    from model.presets import Choice
     from model.runs.run import Result
     from pipeline.refresh.recipe import Recipe
-    from pipeline.sources.catalogue import Source
     from pipeline.start.decide import InputOptions
-    from pipeline.start.survey import Survey
     from pipeline.store.artifact import Artifact
 
-_HEADING = 10  # characters
 _SIMPLE_MODELS = {
     "uniform": "random",
     "unigram": "letter frequency",
@@ -38,7 +34,6 @@ _SIMPLE_MODELS = {
     "zstd": "compressor",
     "ngram": "n-grams",
 }
-_GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of NVIDIA's driver, of that in WSL, of AMD's
 
 
 @click.command(cls=Command, short_help="Train a model on any text, in one command.")
@@ -53,6 +48,9 @@ _GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of NVIDIA's driver,
         type=Number(),
         metavar="M",
         help="Minutes of training (default: 5, less for a short text, or the recipe's).",
+    ),
+    click.option(
+        "--from", "parent", default="", metavar="RUN", help="Tune this run on the input: conversations or pairs."
     ),
     click.option("--plan", "plan_only", is_flag=True, help="Print the plan with its reasons and stop."),
 )
@@ -72,6 +70,7 @@ def start(
     references: tuple[str, ...],
     name: str,
     minutes: float | None,
+    parent: str,
     plan_only: bool,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -91,6 +90,7 @@ def start(
     Examples:
       inkstone start novel.txt
       inkstone start --name novel more.txt --minutes 10
+      inkstone start conversations.jsonl --from novel
     """
     from pipeline.start import recipe_file
     from pipeline.start.decide import InputOptions
@@ -107,14 +107,24 @@ def start(
     more = path.exists() and minutes is not None
     if path.exists():
         recipe = recipe_file.load(path)
+        _require_parent(path, recipe, parent)
         lines = _extend(settings, path, recipe, sources, options, minutes, plan_only)
+    elif parent:
+        lines = write_tuning_recipe(settings, path, sources, options, minutes, plan_only, parent)
     else:
-        lines = _write_recipe(settings, path, sources, options, minutes, plan_only, device)
+        lines = write_recipe(settings, path, sources, options, minutes, plan_only, device)
     if plan_only:
         return Outcome("unchanged", extra={"plan": lines}, lines=lines, always=True)
     for line in lines:
         settings.progress.note(line)
     return _run(settings, path, device, worker_count(jobs), more=more)
+
+
+def _require_parent(path: Path, recipe: Recipe, parent: str) -> None:
+    """Raise BadConfig if a recipe tunes another run than `parent`, or none."""
+    if parent and parent != recipe.train.parent:
+        actual = f"tunes {recipe.train.parent}" if recipe.train.parent else "trains a model of its own"
+        raise BadConfig(f"{path} {actual}, and --from {parent} is given", hint="choose another --name")
 
 
 def _recipe_path(root: Path, references: Sequence[str], name: str) -> Path:
@@ -168,10 +178,10 @@ def _extend(
     changed = [f"{name} = {value}" for entries in values.values() for name, value in entries.items()]
     _check_sources(settings, path, recipe, new, options)
     lines = [
-        _line("recipe", f"{path}: {', '.join(recipe.download.sources)}; its tokenizer and its split are kept"),
-        *([_line("changed", ", ".join(changed))] if changed else []),
-        *([_line("new text", ", ".join(new))] if new else []),
-        _line("training", f"{_length(recipe, minutes)}, from the last run if there is one"),
+        as_line("recipe", f"{path}: {', '.join(recipe.download.sources)}; its tokenizer and its split are kept"),
+        *([as_line("changed", ", ".join(changed))] if changed else []),
+        *([as_line("new text", ", ".join(new))] if new else []),
+        as_line("training", f"{_length(recipe, minutes)}, from the last run if there is one"),
     ]
     if not plan_only and (new or changed or minutes is not None):
         recipe_file.extend(path, new, minutes, values)
@@ -208,100 +218,10 @@ def _resolved(source: str, folder: Path) -> str:
     return str(path.resolve()) if path.exists() else source
 
 
-def _write_recipe(
-    settings: Settings,
-    path: Path,
-    sources: list[str],
-    options: InputOptions,
-    minutes: float | None,
-    plan_only: bool,
-    device: str,
-) -> list[str]:
-    """Look at the sources, decide, and write the recipe. Returns the lines of the plan."""
-    from model import presets
-    from pipeline.refresh.recipe import ReportSection
-    from pipeline.report.languages import language_of
-    from pipeline.start import decide, recipe_file
-
-    with settings.progress.wait("reading the text"):
-        text = _survey(settings, path.stem, sources, options, plan_only)
-    vocabulary, device = decide.vocab_size(text), _device_name(device)
-    choice = presets.choose(decide.count_tokens(text), vocabulary, device, minutes)
-    described = [
-        *decide.describe(text, vocabulary),
-        ("model", _describe_model(choice, vocabulary, device)),
-        ("training", f"{choice.minutes:g} minutes ({'--minutes' if minutes else 'default'}); {choice.reason}"),
-        ("recipe", str(path)),
-    ]
-    if not plan_only:
-        sections = decide.recipe_sections(text, sources, options, choice.minutes, choice.preset, choice.settings)
-        if (lang := language_of().code) != ReportSection().lang:
-            sections["report"] = {"lang": lang}
-        recipe_file.write(path, sections)
-    return [_line(heading, content) for heading, content in described]
-
-
-def _survey(settings: Settings, name: str, sources: Sequence[str], options: InputOptions, plan_only: bool) -> Survey:
-    """Look at the sources of a recipe, and download those that are not on this machine first."""
-    from pipeline.refresh.recipe import DownloadSection
-    from pipeline.refresh.sources import resolve
-    from pipeline.sources import download as download_stage
-    from pipeline.sources import hub
-    from pipeline.sources.http import Network
-    from pipeline.sources.walk import note_left_out
-    from pipeline.start import survey
-
-    network = Network(stop=settings.progress.stop)
-
-    def list_files(dataset: Source) -> Source:
-        return hub.list_source(settings.root, dataset, network, settings.progress)
-
-    section = DownloadSection(tuple(sources), include=options.include, exclude=options.exclude)
-    source, groups = resolve(name, section, settings.root, list_files, options.text_fields)
-    if plan_only:  # a refresh says it too
-        note_left_out(settings.progress, source.left_out, len(source.files))
-    paths = {file.name: file.local for file in source.files if file.local}
-    if remote := [file.name for file in source.files if not file.local]:
-        if plan_only:
-            raise InputMissing(
-                f"{remote[0]} is not downloaded yet", hint="leave out --plan to download it, then plan and train"
-            )
-        downloaded = download_stage.download(settings.root, source, settings.progress, network=network)
-        paths |= {file: downloaded.path / file for file in remote}
-    inputs = [
-        (reference, [paths[file.name] for file in source.files if file.name in group.names])
-        for reference, group in zip(sources, groups, strict=True)
-    ]
-    return survey.survey(inputs, encoding=options.encoding, text_fields=options.text_fields)
-
-
-def _describe_model(choice: Choice, vocabulary: int, device: str) -> str:
-    from model import config, presets
-    from pipeline.runtime import workers
-
-    preset = config.override(presets.get_preset(choice.preset), {**choice.settings, "vocab_size": vocabulary})
-    exports = "" if preset.family == "fast" else ", exports to transformers and GGUF"
-    cores = f"CPU, {workers.default_jobs()} cores" if device == "cpu" else device
-    return f"{choice.preset}: {preset.model.parameters / 1e6:.1f}M parameters{exports}; {cores}"
-
-
-def _device_name(device: str) -> str:
-    """Return the device that training will use. Loading torch takes seconds, and is not needed without a GPU."""
-    if device == "auto" and sys.platform == "linux" and not any(map(os.path.exists, _GPU_DEVICES)):
-        return "cpu"
-    from model.device import pick_device
-
-    return str(pick_device(device))
-
-
-def _line(heading: str, content: str) -> str:
-    return f"{heading:<{_HEADING}}{content}"
-
-
 def _run(settings: Settings, path: Path, device: str, jobs: int, *, more: bool) -> Outcome:
     """Run the recipe, and report the loss beside its baselines, the continuations and the next commands."""
+    from model.commands import recipe_samples, training_summary
     from model.commands import refresh as refresh_command
-    from model.commands import training_summary
     from model.runs import run
     from pipeline.refresh.plan import RefreshOptions
     from pipeline.refresh.recipe import load as load_recipe
@@ -314,19 +234,20 @@ def _run(settings: Settings, path: Path, device: str, jobs: int, *, more: bool) 
     refreshed = run_refresh(settings.root, recipe, train, settings.progress, options, run_id=settings.run_id)
     assert refreshed.last
     result = run.read_result(refreshed.last.path)
-    samples = refresh_command.continuations(settings, recipe, refreshed.last, device)
+    samples = recipe_samples.continuations(settings, recipe, refreshed.last, device)
     loss_curve = refreshed.last.path / "loss.png"
     score = "" if result.best_bits_per_char is None else f"{result.best_bits_per_char:.2f} bits per character, "
-    early = [_line("early end", result.ended_early)] if result.ended_early else []
+    early = [as_line("early end", result.ended_early)] if result.ended_early else []
     lines = [
-        *refresh_command.sample_lines(samples),
-        _line(
+        *recipe_samples.sample_lines(samples),
+        as_line(
             "done", f"{score}{result.steps:,} steps in {result.seconds / 60:.1f} min; curve: {_relative(loss_curve)}"
         ),
         *early,
+        *(as_line("tuned", text) for text in run.describe_tuning(result)),
         *_yardstick(settings, refreshed.last, result),
         *(
-            _line("" if index else "next", f"inkstone {command}")
+            as_line("" if index else "next", f"inkstone {command}")
             for index, command in enumerate(_next_commands(path.stem, recipe, training_summary.minutes(result)))
         ),
     ]
@@ -351,11 +272,11 @@ def _yardstick(settings: Settings, last: Artifact, result: Result) -> list[str]:
 
     name = next(entry.name for entry in last.manifest.inputs if entry.role == "tokens")
     tokens = artifact.read_ref(settings.root, name).manifest
-    lines = [_line("held out", summary(tokens.options, tokens.counts).removeprefix("held out "))]
+    lines = [as_line("held out", summary(tokens.options, tokens.counts).removeprefix("held out "))]
     if result.baselines:
         listed = ", ".join(f"{_SIMPLE_MODELS[label]} {bits:.2f}" for label, bits in result.baselines.items())
-        lines.append(_line("yardstick", f"bits per character, lower is better: {listed}"))
-    return [*lines, *(_line("verdict", text) for text in [verdict(result)] if text)]
+        lines.append(as_line("yardstick", f"bits per character, lower is better: {listed}"))
+    return [*lines, *(as_line("verdict", text) for text in [verdict(result)] if text)]
 
 
 def _relative(path: Path) -> str:
@@ -365,6 +286,8 @@ def _relative(path: Path) -> str:
 
 
 def _next_commands(name: str, recipe: Recipe, minutes: int) -> tuple[str, ...]:
+    if recipe.train.parent:
+        return (f"chat {name}", f"serve {name}", f"export {name} --to hf", f"start pairs.jsonl --from {name}")
     prompt = shlex.quote(recipe.sample.prompts[0]) if recipe.sample.prompts else '""'
     return (
         f"sample {name} {prompt}",

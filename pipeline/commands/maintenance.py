@@ -222,7 +222,7 @@ def prune(settings: Settings, keep: int, dry_run: bool) -> Outcome:
     type=Choice(STAGES),
     default="",
     metavar="STAGE",
-    help=f"Last stage to run: {', '.join(STAGES)} (default: train).",
+    help=f"Last stage to run: {', '.join(STAGES)} (default: all).",
 )
 @click.option("--ping-url", default="", metavar="URL", help="Monitor to notify; see `refresh --help`.")
 @click.option(

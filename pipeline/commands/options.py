@@ -67,11 +67,11 @@ TEXT_FIELD = click.option(
     "several, repeated or joined by commas, are joined by a blank line (default: text, or the field that dominates).",
 )
 REBUILD = click.option("--rebuild", is_flag=True, help="Build again what is published; other bytes take its place.")
-STAGES = ("download", "clean", "train-tokenizer", "tokenize", "train")
+STAGES = ("download", "clean", "train-tokenizer", "tokenize", "train", "sft", "dpo")
 THROUGH = click.option(
     "--through",
     type=Choice(STAGES),
-    default="train",
+    default="dpo",
     show_default=True,
     metavar="STAGE",
     help=f"Last stage to run: {', '.join(STAGES)}.",

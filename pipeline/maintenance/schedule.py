@@ -69,12 +69,12 @@ class ScheduledRefresh:
     def __post_init__(self) -> None:
         from pipeline.refresh.recipe import load as load_recipe
         from pipeline.refresh.recipe import local_paths
-        from pipeline.refresh.stages import STAGES
+        from pipeline.refresh.stages import STAGES, TUNINGS
 
         if self.at is not None and not re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", self.at):
             raise BadConfig(f"--at must be a time of day, got {self.at}", hint="for example 03:30 or 22:15")
-        if self.through and self.through not in STAGES:
-            raise BadConfig(f"no stage {self.through!r}", hint=f"stages: {', '.join(STAGES)}")
+        if self.through and self.through not in (*STAGES, *TUNINGS):
+            raise BadConfig(f"no stage {self.through!r}", hint=f"stages: {', '.join((*STAGES, *TUNINGS))}")
         if self.ping_url:
             _check_url(self.ping_url)
         for path in ("recipe", "root", "python", "program"):

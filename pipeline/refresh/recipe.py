@@ -106,15 +106,37 @@ class TrainSection(_Section, frozen=True):
 
     preset   a preset, see `inkstone presets`; `"auto"` is that of the recipe's run, or else one that is chosen for the
              text, the device and the time
+    parent   a run to tune on the text, which is conversations or pairs of answers, as with `train --from`
     steps    length of the training in steps
     minutes  length of the training in minutes, instead of steps
     set      table of single settings of the preset, as for `train --set`
     """
 
     preset: str = "auto"
+    parent: str = ""
     steps: int | None = None
     minutes: float | None = None
     set: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        if self.parent and self.preset != "auto":
+            raise BadConfig("a run is tuned with its own network, and preset is given", hint="leave out preset")
+
+
+class TuneSection(DownloadSection, frozen=True):
+    """Conversations, or pairs of answers, on which the run of the recipe is tuned. The first section, [sft], makes the
+    run NAME-sft, and [dpo] makes NAME-dpo from that.
+
+    steps    length of the training in steps; by default as many epochs as `train --from` takes
+    minutes  length of the training in minutes, instead of steps
+    set      table of single settings, as for `train --set`
+    prompts  turns of the user that the tuned run answers after a refresh
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    set: dict[str, Any] = {}
+    prompts: tuple[str, ...] = ()
 
 
 class SampleSection(_Section, frozen=True):
@@ -164,6 +186,8 @@ class Recipe(_Section, frozen=True):
     tokenizer: TokenizerSection = TokenizerSection()
     tokenize: TokenizeSection = TokenizeSection()
     train: TrainSection = TrainSection()
+    sft: TuneSection | None = None
+    dpo: TuneSection | None = None
     sample: SampleSection = SampleSection()
     report: ReportSection = ReportSection()
 
@@ -204,8 +228,9 @@ def load(
     errors = recipe_keys.errors(content, Recipe, strict=strict)
     if isinstance(content["name"], str):
         errors += _raised("name", check_name, content["name"])
-    if check_training and not any(re.match(r"train\b", error.message) for error in errors):
-        errors += _training_errors(content.get("train", {}), check_training, strict)
+    for section in ("train", "sft", "dpo"):
+        if check_training and not any(re.match(rf"{section}\b", error.message) for error in errors):
+            errors += _training_errors(section, content.get(section, {}), check_training, strict)
     if len(errors) == 1:
         raise type(errors[0])(f"{path}: {errors[0].message}", hint=errors[0].hint or _COMPARE)
     if errors:
@@ -224,9 +249,10 @@ def _raised(key: str, check: Callable[[Any], object], value: Any) -> list[Inksto
 
 
 def _training_errors(
-    section: dict[str, Any], check_training: Callable[[TrainSection], object], strict: bool
+    name: str, section: dict[str, Any], check_training: Callable[[TrainSection], object], strict: bool
 ) -> list[InkstoneError]:
-    """Return the errors of the settings in [train]: of its preset, else of the entries that fit no others, else of all.
+    """Return the errors of the settings in [train] or of a tuning: of the preset, else of the entries that fit no
+    others, else of all.
 
     Settings that only fit together, such as width = 192 and heads = 3, are no error.
     """
@@ -234,23 +260,25 @@ def _training_errors(
     def check(key: str, entries: dict[str, Any]) -> list[InkstoneError]:
         return _raised(key, check_training, msgspec.convert(entries, TrainSection, strict=strict))
 
-    together = check("train", section)
+    if name != "train":
+        section = {key: section[key] for key in ("steps", "minutes", "set") if key in section} | {"parent": "base"}
+    together = check(name, section)
     if not together:
         return []
-    valid: dict[str, Any] = {name: section[name] for name in ("preset",) if name in section}
-    if errors := check("train.preset", valid):
+    valid: dict[str, Any] = {key: section[key] for key in ("preset", "parent") if key in section}
+    if errors := check(f"{name}.preset", valid):
         return errors
-    left = [("train", name, section[name]) for name in ("steps", "minutes") if name in section]
-    left += [("train.set", name, value) for name, value in section.get("set", {}).items()]
+    left = [(name, key, section[key]) for key in ("steps", "minutes") if key in section]
+    left += [(f"{name}.set", key, value) for key, value in section.get("set", {}).items()]
     while True:  # each round adds the entries that fit the valid ones, until the others are errors
         rest, errors = [], []
-        for table, name, value in left:
-            more: dict[str, Any] = {name: value}
-            if table == "train.set":
+        for table, key, value in left:
+            more: dict[str, Any] = {key: value}
+            if table == f"{name}.set":
                 more = {"set": valid.get("set", {}) | more}
-            raised = check(f"{table}.{name}", valid | more)
+            raised = check(f"{table}.{key}", valid | more)
             if raised:
-                rest.append((table, name, value))
+                rest.append((table, key, value))
                 errors += raised
             else:
                 valid |= more
@@ -262,7 +290,7 @@ def _training_errors(
 def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
     """Join relative paths of the recipe with its folder."""
     resolvers = {
-        "download": {"source": _resolve_source},
+        **{section: {"source": _resolve_source} for section in ("download", "sft", "dpo")},
         "clean": {**dict.fromkeys(TABLE_FILES, _resolve_table), "decontaminate": _resolve_corpus},
         "tokenizer": {"use": _resolve_tokenizer},
     }
@@ -282,7 +310,8 @@ def local_paths(recipe: Recipe) -> tuple[Path, ...]:
     """Return the files and folders that a recipe names: sources, tables, held-out text and a tokenizer."""
     tables = [getattr(recipe.clean, name) for name in TABLE_FILES] if recipe.clean else []
     held_out = recipe.clean.decontaminate if recipe.clean else ()
-    names = (*recipe.download.sources, *tables, *held_out, recipe.tokenizer.use)
+    tunings = [source for section in (recipe.sft, recipe.dpo) if section for source in section.sources]
+    names = (*recipe.download.sources, *tunings, *tables, *held_out, recipe.tokenizer.use)
     return tuple(Path(name) for name in names if os.path.isabs(name))
 
 
@@ -317,7 +346,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     table = content.setdefault(section, {})
     if not isinstance(table, dict):
         raise BadConfig(f"--set {override}: {section} is not a section", hint="for example train.minutes=3")
-    if section == "train" and name in ("steps", "minutes"):  # one replaces the other
+    if section in ("train", "sft", "dpo") and name in ("steps", "minutes"):  # one replaces the other
         table.pop("minutes" if name == "steps" else "steps", None)
     if name.startswith("set."):
         table, name = table.setdefault("set", {}), name.removeprefix("set.")

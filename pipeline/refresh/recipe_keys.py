@@ -108,7 +108,13 @@ def _unknown_key(
     similar = difflib.get_close_matches(name, form.__struct_fields__, 1)
     if similar and name not in {key for fields in all_sections.values() for key in fields.__struct_fields__}:
         return BadConfig(f"{key}: unknown key (did you mean {similar[0]}?)")
-    keys = [f"{section}.{other}" for section, fields in all_sections.items() for other in fields.__struct_fields__]
+    types = all_sections.values()
+    distinct = {  # a section that extends another one repeats its keys
+        section: fields
+        for section, fields in all_sections.items()
+        if not any(map(fields.__mro__[1:].__contains__, types))
+    }
+    keys = [f"{section}.{other}" for section, fields in distinct.items() for other in fields.__struct_fields__]
     owners = [dotted for dotted in keys if dotted.endswith(f".{name}")]
     if suggested := owners or [
         dotted for dotted in keys if difflib.get_close_matches(name, [dotted.partition(".")[2]], 1, 0.8)

@@ -34,6 +34,7 @@ from pipeline.tokenizers import stage as tokenizers_stage
 from pipeline.tokens import stage as tokens_stage
 
 STAGES = ("download", "clean", "train-tokenizer", "tokenize", "train")
+TUNINGS = ("sft", "dpo")  # after them, each a chain of its own
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,8 @@ class Chain:
         """
         if not current_key(self.root / "runs" / self.recipe.name):
             return ""
+        if self.recipe.train.parent:
+            return f"starts from runs/{self.recipe.train.parent}"
         tokens = self.artifacts.get("tokenize")
         if tokens is None:
             try:

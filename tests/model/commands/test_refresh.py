@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.commands.refresh import sample_lines
+from model.commands.recipe_samples import sample_lines
 
 
 def test_continuations_are_shown_without_their_blank_lines() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.commands.refresh import sample_options
+from model.commands.recipe_samples import sample_options
 from model.commands.sample import sample as sample_command
 from model.config import GPTConfig
 from model.generation.engine import Engine, TokenSequence, sample, stream

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import cli
-from model.commands.refresh import sample_lines
+from model.commands.recipe_samples import sample_lines
 from pipeline.errors import StorageFailed
 from pipeline.runtime import terminal
 from pipeline.runtime.progress import BarProgress, JsonLogProgress, LineProgress, Progress
