@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.report import charts
+from pipeline.report.languages import Language
+from pipeline.report.section import Figure, Table
+
 _BINS = 40
 _SPREAD = 30  # times the median: longer tails get a logarithmic axis
 
@@ -28,6 +32,12 @@ class Bins:
         return [
             (f"{low:,}–{high - 1:,}" if high - low > 1 else f"{low:,}", count) for low, high, count in pairs if count
         ]
+
+
+def histogram(bins: Bins, caption: str, say: Language) -> Figure:
+    """Return the figure of a histogram, with its numbers."""
+    table = Table((say("length", "长度"), say("number", "数量")), bins.ranges)
+    return Figure(charts.histogram(bins.edges, bins.counts, caption, is_log=bins.is_log), caption, table)
 
 
 def bins_of(frequencies: Mapping[int, int]) -> Bins | None:

@@ -96,13 +96,10 @@ def percent(count: int, total: int) -> str:
     return "<0.01 %" if 0 < share < 0.005 else f"{share:.2f} %"
 
 
-def histogram(
-    edges: Sequence[float], counts: Sequence[int], label: str, *, is_log: bool = False, is_log_height: bool = False
-) -> Markup:
+def histogram(edges: Sequence[float], counts: Sequence[int], label: str, *, is_log: bool = False) -> Markup:
     """Return a histogram: bar i spans `[edges[i], edges[i + 1])`. `label` describes the chart to screen readers."""
     across = Axis(edges[0], edges[-1], is_log)
-    tallest = max([*counts, 1])
-    up = Axis(0.5 if is_log_height else 0.0, float(tallest), is_log_height)
+    up = Axis(0.0, float(max([*counts, 1])))
     parts = [_grid(up)]
     for low, high, count in zip(edges, edges[1:], counts, strict=False):
         if count:

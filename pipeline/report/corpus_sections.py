@@ -10,7 +10,7 @@ import msgspec
 
 from pipeline.clean.options import CleanOptions
 from pipeline.report import charts, corpus
-from pipeline.report.bins import Bins
+from pipeline.report.bins import histogram
 from pipeline.report.corpus import CorpusNumbers
 from pipeline.report.languages import Language
 from pipeline.report.replay import changes_of_rules
@@ -54,12 +54,6 @@ def chapter(artifact: Artifact, say: Language) -> Chapter:
     ]
     title = say(f"Corpus {artifact.manifest.name}", f"语料 {artifact.manifest.name}")
     return Chapter(title, artifact.ref, facts, [section for section in sections if section.blocks])
-
-
-def histogram(bins: Bins, caption: str, say: Language) -> Figure:
-    """Return the figure of a histogram, with its numbers."""
-    table = Table((say("length", "长度"), say("number", "数量")), bins.ranges)
-    return Figure(charts.histogram(bins.edges, bins.counts, caption, is_log=bins.is_log), caption, table)
 
 
 def _flow(artifact: Artifact, say: Language) -> Section:

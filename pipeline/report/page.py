@@ -41,7 +41,7 @@ def render(title: str, chapters: Sequence[Chapter], say: Language) -> bytes:
 def is_intact(page: bytes) -> bool:
     """Return True if the bytes of a page are those that `render` returned."""
     match = _CHECKSUM.search(page)
-    return bool(match) and hashlib.sha256(page[: match.start()]).hexdigest().encode() == match[1] if match else False
+    return match is not None and hashlib.sha256(page[: match.start()]).hexdigest().encode() == match[1]
 
 
 def is_report(path: Path) -> bool:

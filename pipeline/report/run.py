@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from pipeline import tokenizers
 from pipeline.errors import BadData
+from pipeline.report.tokens import complete_characters
 from pipeline.runtime.regular_file import read_regular
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Tokenizer
@@ -28,7 +29,6 @@ METRICS, RESULT, CONFIG, SAMPLES, LOG = "metrics.csv", "result.json", "config.js
 LOSSES = "losses.safetensors"
 PASSAGE = 120  # tokens of a passage, at most
 _SHORTEST = 40  # tokens of a passage, unless all documents are shorter
-_MAX_PIECES = 8  # tokens that may be parts of one character
 
 
 @dataclass(frozen=True)
@@ -270,22 +270,11 @@ def _passages(ids: np.ndarray, bits: np.ndarray, ends: np.ndarray, tokenizer: To
 
 def scored(ids: np.ndarray, bits: np.ndarray, tokenizer: Tokenizer) -> tuple[ScoredToken, ...]:
     """Return the text of tokens with their losses; tokens that are parts of one character are taken together."""
-    tokens: list[ScoredToken] = []
-    pending, cost, pieces, before = b"", 0.0, 0, None
-    for token, loss in zip(ids.tolist(), bits.tolist(), strict=True):
-        pending, cost, pieces = pending + tokenizer.token_bytes(token, before), cost + loss, pieces + 1
-        before = token
-        try:
-            text = pending.decode()
-        except UnicodeDecodeError:
-            if pieces < _MAX_PIECES:
-                continue
-            text = pending.decode(errors="replace")
-        tokens.append(ScoredToken(text, cost, pieces))
-        pending, cost, pieces = b"", 0.0, 0
-    if pieces:
-        tokens.append(ScoredToken(pending.decode(errors="replace"), cost, pieces))
-    return tuple(tokens)
+    costs = iter(bits.tolist())
+    return tuple(
+        ScoredToken(token.text, sum(islice(costs, len(token.ids))), len(token.ids))
+        for token in complete_characters(ids.tolist(), tokenizer)
+    )
 
 
 def _character_costs(ids: np.ndarray, bits: np.ndarray, tokenizer: Tokenizer) -> list[CharacterCost]:

@@ -9,13 +9,12 @@ from pipeline.report import charts, run
 from pipeline.report.charts import Series, percent
 from pipeline.report.languages import Language
 from pipeline.report.run import Losses, RunNumbers, ScoredPassage
-from pipeline.report.section import Block, Figure, Note, Passage, Section, Span, Table
+from pipeline.report.section import Block, Figure, Note, Passage, Section, Span, Table, visible
 
 _CHARACTERS = 18  # rows of a table
 _TINTS = 10  # h0 to h9
 _OCCURRENCES = 5  # of a character whose mean cost is listed
 _POINTS = 24  # of the curve by position
-_VISIBLE = {" ": "␣", "\n": "⏎", "\t": "⇥", "\u3000": "␣ U+3000"}
 
 
 def sections(numbers: RunNumbers, say: Language) -> list[Section]:
@@ -84,14 +83,9 @@ def _passage(
         )
         for token in passage.tokens
     ]
-    rows = [(_visible(token.text), round(token.bits, 3)) for token in passage.tokens]
+    rows = [(visible(token.text), round(token.bits, 3)) for token in passage.tokens]
     table = Table((say("token", "词元"), say("bits", "比特")), rows, bars=1, code=(0,))
     return Passage(spans, caption, scale, table)
-
-
-def _visible(text: str) -> str:
-    """Return a text with signs for blanks and line ends."""
-    return "".join(_VISIBLE.get(character, character) for character in text)
 
 
 def _characters(losses: Losses, say: Language) -> Section:
@@ -107,7 +101,7 @@ def _characters(losses: Losses, say: Language) -> Section:
     def table(costs: Sequence[run.CharacterCost], caption: str, bars: int) -> Table:
         rows = [
             (
-                _visible(cost.character),
+                visible(cost.character),
                 cost.count,
                 round(cost.bits),
                 percent(round(cost.bits), round(total)),

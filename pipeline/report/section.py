@@ -14,6 +14,7 @@ from pipeline.runtime.terminal import printable
 _NUMBER = re.compile(r"[−+<≈×]?\s?\d[\d,.]*(?:[eE][+−-]?\d+)?(?:\s?(?:%|‰|\D{0,3}))?|[–-]?")
 
 _SHORT, _LONG = 20, 36  # characters of a cell
+_VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\u3000": "␣ U+3000"})
 
 Cell = str | int | float | None
 
@@ -159,3 +160,8 @@ def cell_text(cell: Cell) -> str:
     if isinstance(cell, float):
         return f"{cell:,.4g}".replace("-", "−")
     return printable(cell)
+
+
+def visible(text: str) -> str:
+    """Return a text with signs for blanks and line ends."""
+    return text.translate(_VISIBLE)

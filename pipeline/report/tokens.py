@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ SCANNED = 1 << 26  # training tokens among which passages are looked for
 _BLOCK = 1 << 22  # tokens that are read at once
 _SAMPLE_DOCUMENT = 2_000  # tokens of a document of the sample
 _PAGE_TOKENS = 420
+_MAX_PIECES = 8  # tokens that may be parts of one character
 _COMPARED = ("r50k_base", "cl100k_base", "o200k_base")
 _FACTOR = 0x9E3779B97F4A7C15  # of the hashes of passages; odd, so that no id is lost
 
@@ -200,22 +201,26 @@ def _page(tokenizer: Tokenizer, array: TokenArray, lengths: np.ndarray) -> tuple
     document = int(long_enough[0]) if len(long_enough) else int(np.argmax(lengths))
     start = int(lengths[:document].sum(dtype=np.int64))
     ids = array.read(start, start + min(int(lengths[document]) - 1, _PAGE_TOKENS)).tolist()
-    tokens: list[PageToken] = []
-    pending = b""
-    group: list[int] = []
-    before: int | None = None
+    tokens = tuple(complete_characters(ids, tokenizer))
+    return tokens[:-1] if tokens and tokens[-1].text.endswith("\ufffd") else tokens  # a character that is cut
+
+
+def complete_characters(ids: Sequence[int], tokenizer: Tokenizer) -> Iterator[PageToken]:
+    """Yield the texts of ids; those that are parts of one character together, bytes that are none as U+FFFD."""
+    pending, group, before = b"", list[int](), None
     for token in ids:
-        pending, group = pending + tokenizer.token_bytes(token, before), [*group, token]
-        before = token
+        pending, before = pending + tokenizer.token_bytes(token, before), token
+        group.append(token)
         try:
             text = pending.decode()
         except UnicodeDecodeError:
-            if len(group) < 8:
+            if len(group) < _MAX_PIECES:
                 continue
             text = pending.decode(errors="replace")
-        tokens.append(PageToken(text, tuple(group)))
+        yield PageToken(text, tuple(group))
         pending, group = b"", []
-    return tuple(tokens)
+    if group:
+        yield PageToken(pending.decode(errors="replace"), tuple(group))
 
 
 def _shift(store: TokenStore, frequencies: dict[str, np.ndarray]) -> Shift:

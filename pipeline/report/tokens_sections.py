@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.report import charts, tokens
-from pipeline.report.bins import Bins
+from pipeline.report.bins import histogram
 from pipeline.report.charts import Series
 from pipeline.report.languages import Language
-from pipeline.report.section import Block, Cell, Chapter, Facts, Figure, Passage, Section, Span, Table
+from pipeline.report.section import Block, Cell, Chapter, Facts, Figure, Passage, Section, Span, Table, visible
 from pipeline.report.tokens import TokenNumbers, text_of
 from pipeline.store.artifact import Artifact
 
@@ -128,7 +128,7 @@ def _vocabulary(numbers: TokenNumbers, say: Language) -> Section:
         names = {int(token): text_of(numbers.tokenizer, int(token)) for token in unused}
         names.pop(numbers.tokenizer.end_of_text, None)
         ranked = sorted(names, key=lambda token: (-len(names[token]), token))[:_UNUSED]
-        spans = [Span(f"{_visible(names[token])}\u2002", "", str(token)) for token in ranked]
+        spans = [Span(f"{visible(names[token])}\u2002", "", str(token)) for token in ranked]
         caption = say(f"The {len(spans)} longest tokens that never occur", f"从未出现的词元中最长的 {len(spans)} 个")
         blocks.append(Passage(spans, caption))
     return Section(say("Use of the vocabulary", "词表使用"), blocks)
@@ -137,14 +137,7 @@ def _vocabulary(numbers: TokenNumbers, say: Language) -> Section:
 def _row(numbers: TokenNumbers, token: int) -> tuple[str, int, int]:
     text = text_of(numbers.tokenizer, token)
     is_end = token == numbers.tokenizer.end_of_text
-    return ("<|endoftext|>" if is_end else _visible(text), token, int(numbers.total[token]))
-
-
-def _visible(text: str) -> str:
-    """Return a token with a sign for blanks at its ends, and for line ends."""
-    inner = text.strip(" ")
-    lead = len(text) - len(text.lstrip(" "))
-    return ("␣" * lead + inner + "␣" * (len(text) - lead - len(inner))).replace("\n", "⏎").replace("\t", "⇥")
+    return ("<|endoftext|>" if is_end else visible(text), token, int(numbers.total[token]))
 
 
 def _rank_figure(ordered: np.ndarray, say: Language) -> Figure:
@@ -175,13 +168,8 @@ def _lengths(numbers: TokenNumbers, say: Language) -> Section:
         "train": say("Training documents by length in tokens", "训练文档长度分布（词元）"),
         "val": say("Validation documents by length in tokens", "验证文档长度分布（词元）"),
     }
-    blocks += [_histogram(bins, captions[split], say) for split, bins in present.items()]
+    blocks += [histogram(bins, captions[split], say) for split, bins in present.items()]
     return Section(say("Lengths of documents", "文档长度"), blocks)
-
-
-def _histogram(bins: Bins, caption: str, say: Language) -> Figure:
-    table = Table((say("length", "长度"), say("number", "数量")), bins.ranges)
-    return Figure(charts.histogram(bins.edges, bins.counts, caption, is_log=bins.is_log), caption, table)
 
 
 def _sets(numbers: TokenNumbers, say: Language) -> Section:
