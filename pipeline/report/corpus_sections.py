@@ -35,7 +35,7 @@ def chapter(artifact: Artifact, say: Language) -> Chapter:
         (say("documents", "文档"), counts.get("documents")),
         (say("sentences", "句子"), counts.get("sentences")),
         (say("characters", "字符"), counts.get("characters")),
-        (say("distinct characters", "不同字符"), len(numbers.histogram)),
+        (say("distinct characters", "字符种数"), len(numbers.histogram)),
         *([(say("Han", "汉字占比"), f"{100 * han:.1f} %")] if han > _LEAST_SHOWN else []),
         (say("bytes of input", "输入字节"), counts.get("input_bytes")),
     ]
@@ -76,7 +76,7 @@ def _flow(artifact: Artifact, say: Language) -> Section:
         branches = _largest(changes, say)
         caption = say(
             f"{name.capitalize()} from the input to the corpus: what each rule or filter removed or added",
-            f"{name}从输入到语料：各规则与过滤删去或补入的数量",
+            f"{name}从输入到语料：每条规则或过滤删去、补入的数量",
         )
         rows: list[tuple[str, int]] = [
             (start[0], start[1]),
@@ -117,7 +117,7 @@ def _lengths(numbers: CorpusNumbers, counts: Mapping[str, Any], say: Language) -
         blocks.append(
             say(
                 f"Lengths of documents are those of a sample of {numbers.measured:,} documents (seed {corpus.SEED}).",
-                f"文档长度取自 {numbers.measured:,} 篇文档的抽样（种子 {corpus.SEED}）。",
+                f"文档长度来自抽取的 {numbers.measured:,} 篇文档（种子 {corpus.SEED}）。",
             )
         )
     blocks += [histogram(bins, caption, say) for bins, _, caption in series if bins]
@@ -131,7 +131,7 @@ def _characters(numbers: CorpusNumbers, say: Language) -> Section:
     introduction = say(
         f"{half:,} of the {len(frequencies):,} distinct characters make up half of the text, {most:,} make up 99 % of "
         f"it; {once:,} occur once.",
-        f"{len(frequencies):,} 个不同字符中，{half:,} 个占全文一半，{most:,} 个占 99 %；{once:,} 个只出现一次。",
+        f"{len(frequencies):,} 个不同字符中，{half:,} 个就占全文的一半，{most:,} 个占 99 %；{once:,} 个只出现一次。",
     )
     rows = [
         (character, f"U+{ord(character):04X}", count, f"{1000 * count / total:.2f}")
@@ -140,10 +140,10 @@ def _characters(numbers: CorpusNumbers, say: Language) -> Section:
     columns = (say("character", "字符"), say("code point", "码位"), say("count", "次数"), say("per 1,000", "每千字符"))
     rare = corpus.rarest(frequencies, min(_RAREST, len(frequencies) // 2))
     limit = max((count for _, count in rare), default=0)
-    times = "once" if limit == 1 else f"at most {limit:,} times"
+    is_once = limit == 1
     caption = say(
-        f"The {len(rare)} rarest characters, each of which occurs {times}",
-        f"最罕见的 {len(rare)} 个字符，各至多出现 {limit:,} 次",
+        f"The {len(rare)} rarest characters, each of which occurs {'once' if is_once else f'at most {limit:,} times'}",
+        f"最罕见的 {len(rare)} 个字符，{'都只出现一次' if is_once else f'每个最多出现 {limit:,} 次'}",
     )
     spans = [Span(f"{character}\u2002", "", _describe(character, count)) for character, count in rare]
     commonest = Table(columns, rows, say("The commonest characters", "最常见的字符"), bars=2, code=(1,))
@@ -160,7 +160,7 @@ def _scripts(numbers: CorpusNumbers, say: Language) -> Section:
         (_script(script.name, say), script.characters, charts.percent(script.characters, total), script.kinds)
         for script in numbers.scripts
     ]
-    columns = (say("script", "文字"), say("characters", "字符数"), say("share", "占比"), say("distinct", "种类"))
+    columns = (say("script", "文字"), say("characters", "字符数"), say("share", "占比"), say("distinct", "种数"))
     return Section(say("Scripts", "文字种类"), [Table(columns, rows, bars=1)])
 
 
@@ -183,12 +183,12 @@ def _marks(numbers: CorpusNumbers, say: Language) -> Section:
 def _rules(artifact: Artifact, numbers: CorpusNumbers, say: Language) -> Section:
     active = [rule for rule in numbers.report["rules"] if rule["removed"] or rule["added"] or rule["seen"]]
     if not active:
-        return Section(say("Rules", "清洗规则"), [say("No rule changed a character.", "没有规则改动任何字符。")])
+        return Section(say("Rules", "清洗规则"), [say("No rule changed a character.", "没有规则改动过字符。")])
     columns = (
         say("rule", "规则"),
         say("removed", "删去"),
         say("added", "补入"),
-        say("most frequent cases", "最多的情形"),
+        say("most frequent cases", "最常见的情形"),
     )
     rows = [
         (rule["name"], -rule["removed"] or None, rule["added"] or None, _cases(rule["seen"]) or None) for rule in active
@@ -199,7 +199,7 @@ def _rules(artifact: Artifact, numbers: CorpusNumbers, say: Language) -> Section
         missing = say(
             "There are no examples: the source files are not where they were, have changed, or are texts of more than "
             "64 MiB.",
-            "没有示例：源文件已移动、已更改，或为大于 64 MiB 的文本。",
+            "没有示例：源文件已移动或已更改，或者是大于 64 MiB 的文本。",
         )
         return Section(say("Rules", "清洗规则"), [*blocks, missing])
     names = [rule["name"] for rule in active if rule["name"] in changes]
@@ -232,14 +232,14 @@ def _rejects(artifact: Artifact, numbers: CorpusNumbers, say: Language) -> Secti
     if dropped:
         rows = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
         columns = (say("reason", "原因"), say("documents", "文档"))
-        blocks.append(Table(columns, rows, say("Dropped documents by reason", "按原因统计的被弃文档"), bars=1))
+        blocks.append(Table(columns, rows, say("Dropped documents by reason", "各原因剔除的文档"), bars=1))
     for reason, examples in sorted(numbers.rejects.items()):
         columns = (say("file and line", "文件与行"), say("beginning", "开头"))
         blocks.append(Table(columns, examples, say(f"Examples: {reason}", f"示例：{reason}"), code=(0,)))
     report = numbers.report
-    facts = [(say("documents equal to an earlier one", "与先前文档相同"), report["documents"]["duplicates"])]
+    facts = [(say("documents equal to an earlier one", "与前面的文档相同"), report["documents"]["duplicates"])]
     names = {
-        "compared": say("pairs compared for near duplicates", "比对的近似文档对"),
+        "compared": say("pairs compared for near duplicates", "为查找近似重复而比对的文档对"),
         "similar": say("similar pairs", "相似的文档对"),
         "uncompared": say("comparisons left out", "未比对的文档对"),
     }
@@ -248,7 +248,7 @@ def _rejects(artifact: Artifact, numbers: CorpusNumbers, say: Language) -> Secti
     for reason, entries in sorted(report.get("examples", {}).items()):
         rows = [(f"{name}: {value}",) for entry in entries for name, value in sorted(entry.items())]
         blocks.append(Table((reason,), rows))
-    return Section(say("Dropped documents and duplicates", "被弃文档与重复"), blocks)
+    return Section(say("Dropped documents and duplicates", "剔除的文档与重复"), blocks)
 
 
 def _headings(numbers: CorpusNumbers, say: Language) -> Section:
@@ -261,7 +261,13 @@ def _headings(numbers: CorpusNumbers, say: Language) -> Section:
         (entry["pattern"], entry["first"], entry["last"], _listed(entry["missing"]), _listed(entry["repeated"]))
         for entry in headings["series"]
     ]
-    names = (say("series", "序列"), say("first", "首"), say("last", "末"), say("missing", "缺"), say("repeated", "重"))
+    names = (
+        say("series", "序列"),
+        say("first", "首号"),
+        say("last", "末号"),
+        say("missing", "缺号"),
+        say("repeated", "重号"),
+    )
     blocks: list[Block] = [Table(columns, rows, bars=1)]
     if series:
         blocks.append(Table(names, series[:_FILES], say("Numbers of the chapters", "章回编号")))
@@ -280,7 +286,7 @@ def _files(numbers: CorpusNumbers, say: Language) -> Section:
         for file in ranked
     ]
     columns = (
-        *(say("file", "文件"), say("encoding", "编码"), say("profile", "类型")),
+        *(say("file", "文件"), say("encoding", "编码"), say("profile", "规则集")),
         *(say("bytes", "字节"), say("documents", "文档"), say("characters", "字符")),
     )
     caption = say(f"The largest {len(rows)} of {len(files):,} files", f"{len(files):,} 个文件中最大的 {len(rows)} 个")
@@ -295,5 +301,5 @@ def _options(artifact: Artifact, say: Language) -> Section:
         for name, value in sorted(options.items())
         if name not in ("files", "stage", "titles", "members") and value != defaults.get(name)
     ]
-    text = say("All cleaning options have their default values.", "所有清洗选项均为默认值。")
+    text = say("All cleaning options have their default values.", "所有清洗选项都是默认值。")
     return Section(say("Options", "选项"), [Facts(rows) if rows else text])

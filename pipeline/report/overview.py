@@ -25,8 +25,8 @@ class _RunResult(msgspec.Struct):
 def chapter(artifacts: Sequence[Artifact], say: Language) -> Chapter:
     """Return the chapter of a chain, whose artifacts are in the order of their stages."""
     rows: list[Sequence[Cell]] = [row for entry in artifacts for row in _rows(entry, say)]
-    columns = (say("stage", "阶段"), say("artifact", "产物"), say("contents", "内容"))
-    sections = [Section(say("From source to model", "从来源到模型"), [Table(columns, rows, code=(1,))])]
+    columns = (say("stage", "阶段"), say("contents", "内容"), say("artifact", "产物"))
+    sections = [Section(say("From source to model", "从来源到模型"), [Table(columns, rows, code=(2,))])]
     return Chapter(say("Overview", "概览"), "", [], sections)
 
 
@@ -36,24 +36,29 @@ def _rows(entry: Artifact, say: Language) -> Iterator[_Row]:
         case "corpora":
             files = sum(source.role == "raw" for source in inputs)
             size = counts.get("input_bytes", 0)
-            label = say(f"{files:,} files" if files != 1 else "1 file", f"{files:,} 个文件")
-            yield say("source", "来源"), label, say(f"{size:,} bytes", f"{size:,} 字节")
+            plural = "" if files == 1 else "s"
+            text = say(f"{files:,} file{plural}, {size:,} bytes", f"{files:,} 个文件，{size:,} 字节")
+            yield say("source", "来源"), text, "–"
             documents, characters = counts.get("documents", 0), counts.get("characters", 0)
-            text = say(f"{documents:,} documents, {characters:,} characters", f"{documents:,} 篇，{characters:,} 字符")
-            yield "clean", entry.ref, text
+            text = say(
+                f"{documents:,} documents, {characters:,} characters", f"{documents:,} 篇文档，{characters:,} 个字符"
+            )
+            yield "clean", text, entry.ref
         case "tokens":
             ids = counts.get("vocab_size", 0)
             trained = next(
                 (source.name for source in inputs if source.role == "tokenizer"), counts.get("tokenizer", "")
             )
-            yield "train-tokenizer", trained, say(f"{ids:,} ids", f"词表 {ids:,}")
+            yield "train-tokenizer", say(f"{ids:,} ids", f"词表大小 {ids:,}"), trained
             train, val = counts.get("train_tokens", 0), counts.get("val_tokens", 0)
-            text = say(f"{train:,} training and {val:,} validation tokens", f"训练 {train:,}、验证 {val:,} 词元")
-            yield "tokenize", entry.ref, text
+            text = say(
+                f"{train:,} training and {val:,} validation tokens", f"训练集 {train:,} 个词元，验证集 {val:,} 个"
+            )
+            yield "tokenize", text, entry.ref
         case "runs":
             steps, parameters = counts.get("steps", 0), counts.get("parameters", 0)
-            text = say(f"{steps:,} steps, {parameters:,} parameters", f"{steps:,} 步，{parameters:,} 参数")
-            yield "train", entry.ref, text + _score(entry, say)
+            text = say(f"{steps:,} steps, {parameters:,} parameters", f"{steps:,} 步，{parameters:,} 个参数")
+            yield "train", text + _score(entry, say), entry.ref
 
 
 def _score(run: Artifact, say: Language) -> str:

@@ -39,11 +39,11 @@ def _plan(numbers: RunNumbers, say: Language) -> Section:
             duration(result["seconds"]),
         ),
         (
-            say("tokens per second", "每秒词元"),
+            say("tokens per second", "每秒词元数"),
             round(step_tokens / step_seconds) if step_seconds else None,
             round(result["tokens_per_second"]),
         ),
-        (say("tokens", "词元"), steps * step_tokens or None, result["tokens"]),
+        (say("tokens", "词元数"), steps * step_tokens or None, result["tokens"]),
         (
             say("memory in MB", "内存（MB）"),
             round(plans[0].get("bytes", 0) / 1e6) if plans else None,
@@ -51,7 +51,7 @@ def _plan(numbers: RunNumbers, say: Language) -> Section:
         ),
         (say("evaluations", "评估次数"), train["evaluations"], max(len(numbers.column("val_loss")[0]) - 1, 0)),
     ]
-    columns = ("", say("planned", "计划"), say("happened", "结果"))
+    columns = ("", say("planned", "计划"), say("actual", "实际"))
     blocks: list[Block] = [Table(columns, rows)]
     if result.get("device") == "cpu" and memory is not None:
         blocks.append(
@@ -72,19 +72,19 @@ def _incidents(numbers: RunNumbers, plans: Sequence[dict[str, Any]], say: Langua
     if ended := str(numbers.result.get("ended_early") or ""):
         lines.append(say(f"It ended early: {ended}.", f"提前结束：{ended}。"))
     if "ended" in numbers.artifact.manifest.options:
-        lines.append(say("A signal ended it early.", "由信号提前结束。"))
+        lines.append(say("A signal ended it early.", "收到信号，提前结束。"))
     if skipped:
         lines.append(
             say(
                 f"{skipped:,} steps were skipped, because a number was not finite.",
-                f"{skipped:,} 步因数值非有限而跳过。",
+                f"{skipped:,} 步出现非有限数值，已跳过。",
             )
         )
     if rollbacks:
-        lines.append(say(f"It went back to a checkpoint {rollbacks:,} times.", f"退回检查点 {rollbacks:,} 次。"))
+        lines.append(say(f"It went back to a checkpoint {rollbacks:,} times.", f"退回到检查点 {rollbacks:,} 次。"))
     if len(plans) > 1:
         lines.append(
-            say(f"It was interrupted and resumed {len(plans) - 1:,} times.", f"中断后续训 {len(plans) - 1:,} 次。")
+            say(f"It was interrupted and resumed {len(plans) - 1:,} times.", f"中断后恢复训练 {len(plans) - 1:,} 次。")
         )
     return lines
 
@@ -95,17 +95,17 @@ def _configuration(numbers: RunNumbers, say: Language) -> Section:
     rows: list[tuple[str, Cell]] = [(say("preset", "预设"), str(config.get("preset") or "–"))]
     rows.append((say("tokens", "词元数据"), input_of(numbers, "tokens") or "–"))
     if parent := input_of(numbers, "parent"):
-        rows.append((say("starts from the run", "起点训练"), parent))
+        rows.append((say("starts from the run", "初始权重来自"), parent))
     rows.append((say("tokenizer", "分词器"), f"{numbers.tokenizer.name}, {numbers.tokenizer.vocab_size:,}"))
     rows.append((say("device", "设备"), str(numbers.result.get("device") or "–")))
     if isinstance(changed := config.get("settings"), dict):
         pairs = "  ".join(f"{key}={setting_text(value)}" for key, value in changed.items())
-        rows.append((say("differs from the preset in", "与预设的不同"), pairs or "–"))
+        rows.append((say("differs from the preset in", "与预设不同的设置"), pairs or "–"))
     blocks: list[Block] = [Facts(rows)]
     for part, name in names.items():
         values = config.get(part) or {}
         settings = [(key, setting_text(value)) for key, value in values.items() if value]
-        caption = say(f"All settings of the {name} that are not off or 0", f"全部{name}设置（关闭或为 0 的略）")
+        caption = say(f"All settings of the {name} that are not off or 0", f"{name}的全部设置（关闭或为 0 的不列）")
         table = Table((say("setting", "设置"), say("value", "值")), settings, caption, code=(0, 1), is_folded=True)
         blocks += [table] if settings else []
     return Section(title, blocks)
@@ -146,12 +146,12 @@ def _reproduce(numbers: RunNumbers, say: Language) -> list[Block]:
                 Note(
                     say(
                         "Other settings than those of the preset must be added by --set; the configuration lists all.",
-                        "与预设不同的其他设置需用 --set 加上，全部设置见“配置”。",
+                        "其他与预设不同的设置要用 --set 加上，全部设置见“配置”。",
                     )
                 )
             )
     parts = ["inkstone train", *map(shlex.join, options)]
     one_line = " ".join(parts)
     command = one_line if len(one_line) <= _MAX_LINE else " \\\n  ".join(parts)
-    caption = say("With the same tokens, this command trains the run again", "用同一份词元数据，此命令重新训练")
+    caption = say("With the same tokens, this command trains the run again", "词元数据相同时，用这条命令可以重新训练")
     return [Pre(command, caption), *blocks]

@@ -21,12 +21,12 @@ def chapter(artifact: Artifact, say: Language) -> Chapter:
     numbers = run.collect(artifact)
     result = numbers.result
     facts: list[tuple[str, Cell]] = [
-        (say("bits per character", "每字符比特"), _rounded(numbers.score)),
-        (say("parameters", "参数"), result["parameters"]),
+        (say("bits per character", "每字符比特数"), _rounded(numbers.score)),
+        (say("parameters", "参数量"), result["parameters"]),
         (say("steps", "步数"), result["steps"]),
         (say("epochs", "轮数"), _rounded(result.get("epochs"), 2)),
         (say("training time", "训练时间"), duration(result.get("seconds") or 0.0)),
-        (say("tokens per second", "每秒词元"), round(result.get("tokens_per_second") or 0)),
+        (say("tokens per second", "每秒词元数"), round(result.get("tokens_per_second") or 0)),
     ]
     sections = [
         _loss(numbers, say),
@@ -50,7 +50,7 @@ def name_of_baseline(name: str, say: Language) -> str:
         "uniform": say("uniform", "均匀分布"),
         "unigram": say("unigram", "一元模型"),
         "bigram": say("bigram", "二元模型"),
-        "ngram": say("counting n-grams", "字符 n 元计数"),
+        "ngram": say("counting n-grams", "n 元模型"),
     }
     return names.get(name, name)
 
@@ -64,13 +64,13 @@ def verdict(numbers: RunNumbers, say: Language) -> str:
     if not beaten:
         return say(
             f"{score:.3f} bits per character of text that was not trained on",
-            f"未参与训练的文本每字符 {score:.3f} 比特",
+            f"在未参与训练的文本上，每字符 {score:.3f} 比特",
         )
     best = min(beaten, key=baselines.__getitem__)
     name = name_of_baseline(best, say)
     return say(
         f"{score:.3f} bits per character of text that was not trained on: better than {name} ({baselines[best]:.3f}).",
-        f"未参与训练的文本每字符 {score:.3f} 比特，优于{name}（{baselines[best]:.3f}）。",
+        f"在未参与训练的文本上，每字符 {score:.3f} 比特，优于{name}（{baselines[best]:.3f}）。",
     )
 
 
@@ -130,21 +130,21 @@ def _loss(numbers: RunNumbers, say: Language) -> Section:
             for name, bits in reversed(baselines)
         ]
     series = [entry for entry in (training, validation, *levels) if entry.xs]
-    caption = say("Loss in nats per token", "损失（每词元 nat）")
+    caption = say("Loss in nats per token", "损失（每词元的 nat 数）")
     if conversion:
-        caption += say("; on the right, bits per character", "；右轴为每字符比特")
+        caption += say("; on the right, bits per character", "；右轴为每字符比特数")
     right = (lambda nats: conversion[0] * nats + conversion[1]) if conversion else None
     chart = charts.lines(series, caption, right=right, scales=scales, height=260)
     blocks: list[Block] = [Figure(chart, caption, _rows_table(numbers, say), [entry.name for entry in series])]
     bits = [
         Series(name, *numbers.column(column))
         for name, column in (
-            (say("bits per character", "每字符比特"), "bits_per_char"),
-            (say("bits per byte", "每字节比特"), "bits_per_byte"),
+            (say("bits per character", "每字符比特数"), "bits_per_char"),
+            (say("bits per byte", "每字节比特数"), "bits_per_byte"),
         )
     ]
     if bits[0].xs:
-        caption = say("Bits per character and per byte of validation text", "验证文本的每字符与每字节比特")
+        caption = say("Bits per character and per byte of validation text", "验证文本的每字符比特数与每字节比特数")
         table = _columns_table(numbers, {"bits_per_char": bits[0].name, "bits_per_byte": bits[1].name}, say)
         blocks.append(Figure(charts.lines(bits, caption, scales=scales), caption, table, [line.name for line in bits]))
     else:
@@ -158,8 +158,8 @@ def _rows_table(numbers: RunNumbers, say: Language) -> Table:
         "seconds": say("seconds", "秒"),
         "train_loss": say("training", "训练"),
         "val_loss": say("validation", "验证"),
-        "bits_per_char": say("bits per character", "每字符比特"),
-        "bits_per_byte": say("bits per byte", "每字节比特"),
+        "bits_per_char": say("bits per character", "每字符比特数"),
+        "bits_per_byte": say("bits per byte", "每字节比特数"),
     }
     return _columns_table(numbers, columns, say)
 
@@ -181,19 +181,21 @@ def _baselines(numbers: RunNumbers, say: Language) -> Section:
         return Section(title, [])
     meanings = {
         "uniform": say("every id is equally likely", "所有词元等概率"),
-        "unigram": say("frequencies of the ids in training text", "训练文本中词元的频率"),
-        "bigram": say("frequencies of the pairs of ids", "词元对的频率"),
-        "zstd": say("the validation text compressed by zstd -19", "zstd -19 压缩验证文本"),
-        "ngram": say("up to 8 characters, as a compressor (PPM) counts them", "最多 8 个字符的计数（如 PPM 压缩）"),
+        "unigram": say("frequencies of the ids in training text", "训练文本中各词元的频率"),
+        "bigram": say("frequencies of the pairs of ids", "相邻词元对的频率"),
+        "zstd": say("the validation text compressed by zstd -19", "用 zstd -19 压缩验证文本"),
+        "ngram": say(
+            "up to 8 characters, as a compressor (PPM) counts them", "统计最多 8 个字符的片段，与 PPM 压缩相同"
+        ),
     }
     rows = [(name_of_baseline(name, say), round(bits, 4)) for name, bits in baselines.items()]
     rows.append((say("this run", "本次训练"), round(numbers.score, 4)))
     rows.sort(key=lambda row: -row[1])
-    columns = (say("model", "模型"), say("bits per character", "每字符比特"))
+    columns = (say("model", "模型"), say("bits per character", "每字符比特数"))
     text = say(
         f"Simple models on the same validation text, and this run at its best step, {numbers.best_step:,}. Lower is "
         "better.",
-        f"简单模型与本次训练（最佳的第 {numbers.best_step:,} 步）在同一验证文本上的成绩，越低越好。",
+        f"简单模型与本次训练（取最佳的第 {numbers.best_step:,} 步）在同一验证文本上的结果，越低越好。",
     )
     known = [
         f"{name_of_baseline(name, say)}{say(': ', '：')}{meanings[name]}" for name in baselines if name in meanings
@@ -216,7 +218,7 @@ def _samples(numbers: RunNumbers, say: Language) -> Section:
         rows.append((step if score is None else f"{step} · {score:.3f}", sample.text))
     text = say(
         f"How the model continued “{samples[-1].prompt}” during the training; with the bits per character then.",
-        f"训练过程中模型如何续写“{samples[-1].prompt}”，附当时的每字符比特。",
+        f"训练过程中模型如何续写“{samples[-1].prompt}”，附当时的每字符比特数。",
     )
     return Section(title, [text, Facts(rows)])
 
@@ -225,11 +227,11 @@ def _course(numbers: RunNumbers, say: Language) -> Section:
     """Return small charts of learning rate, gradient norm, speed and memory."""
     columns = {
         "learning_rate": say("Learning rate", "学习率"),
-        "gradient_norm": say("Gradient norm, mean since the row before", "梯度范数，上一行以来的平均"),
+        "gradient_norm": say("Gradient norm, mean since the row before", "梯度范数（自上一行起的平均值）"),
         "memory_mb": say("Memory in MB", "内存（MB）"),
     }
     lines = {name: (caption, *numbers.column(name)) for name, caption in columns.items()}
-    lines["speed"] = (say("Tokens per second", "每秒词元"), *numbers.speeds())
+    lines["speed"] = (say("Tokens per second", "每秒词元数"), *numbers.speeds())
     blocks: list[Block] = []
     for caption, steps, values in lines.values():
         if steps:

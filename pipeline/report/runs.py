@@ -44,8 +44,8 @@ def _results(runs: Sequence[RunNumbers], names: Sequence[str], say: Language) ->
             )
         )
     columns = (
-        *(say("run", "训练"), say("bits per character", "每字符比特"), say("parameters", "参数")),
-        *(say("steps", "步数"), say("time", "时间"), say("tokens per second", "每秒词元")),
+        *(say("run", "训练"), say("bits per character", "每字符比特数"), say("parameters", "参数量")),
+        *(say("steps", "步数"), say("time", "时间"), say("tokens per second", "每秒词元数")),
     )
     blocks: list[Block] = [Table(columns, rows)]
     if len({input_of(numbers, "tokens") for numbers in runs}) > 1:
@@ -65,13 +65,13 @@ def _curves(runs: Sequence[RunNumbers], names: Sequence[str], say: Language) -> 
     """Return the bits per character of all runs over steps, tokens and seconds."""
     axes = {
         "step": say("steps", "步数"),
-        "tokens": say("trained tokens", "训练词元"),
+        "tokens": say("trained tokens", "已训练的词元数"),
         "seconds": say("seconds of training", "训练秒数"),
     }
-    bits = say("bits per character", "每字符比特")
+    bits = say("bits per character", "每字符比特数")
     blocks: list[Block] = []
     for axis, unit in axes.items():
-        caption = say(f"Bits per character over {unit}", f"每字符比特与{unit}")
+        caption = say(f"Bits per character over {unit}", f"每字符比特数随{unit}的变化")
         points = [
             [(row[axis] or 0.0, value) for row in numbers.rows if (value := row.get("bits_per_char")) is not None]
             for numbers in runs
@@ -85,7 +85,8 @@ def _curves(runs: Sequence[RunNumbers], names: Sequence[str], say: Language) -> 
         blocks.append(Figure(charts.lines(series, caption), caption, table, [entry.name for entry in series]))
     if len(runs) > MAX_SERIES and blocks:
         more = say(
-            f"The charts show the first {MAX_SERIES} runs, the tables all.", f"图中为前 {MAX_SERIES} 个，表中为全部。"
+            f"The charts show the first {MAX_SERIES} runs, the tables all.",
+            f"图中只画前 {MAX_SERIES} 个，表中全部列出。",
         )
         blocks.append(more)
     return Section(say("Curves", "曲线"), blocks)

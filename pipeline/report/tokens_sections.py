@@ -27,8 +27,8 @@ def chapter(artifact: Artifact, say: Language) -> Chapter:
         (say("validation tokens", "验证词元"), counts.get("val_tokens")),
         (say("documents", "文档"), counts.get("documents")),
         (say("ids", "词表大小"), numbers.tokenizer.vocab_size),
-        (say("ids in use", "已用词元"), used),
-        (say("characters per token", "每词元字符"), round(_characters_per_token(numbers), 3)),
+        (say("ids in use", "出现过的词元"), used),
+        (say("characters per token", "每词元字符数"), round(_characters_per_token(numbers), 3)),
     ]
     sections = [
         _fertility(numbers, say),
@@ -53,10 +53,10 @@ def _fertility(numbers: TokenNumbers, say: Language) -> Section:
     characters, size = numbers.sample
     if not characters:
         return Section("", [])
-    names = {"characters": say("characters", "逐字")}
+    names = {"characters": say("characters", "按字切分")}
     rows = [
         (
-            names.get(entry.name, entry.name) + (say(" (in use)", "（在用）") if entry.is_own else ""),
+            names.get(entry.name, entry.name) + (say(" (in use)", "（当前）") if entry.is_own else ""),
             entry.vocab_size,
             entry.tokens,
             f"{entry.tokens / characters:.3f}",
@@ -65,14 +65,14 @@ def _fertility(numbers: TokenNumbers, say: Language) -> Section:
         for entry in numbers.fertility
     ]
     columns = (
-        *(say("tokenizer", "分词器"), say("ids", "词表"), say("tokens", "词元")),
+        *(say("tokenizer", "分词器"), say("ids", "词表大小"), say("tokens", "词元数")),
         *(say("per character", "每字符"), say("per byte", "每字节")),
     )
     text = say(
         f"Tokens of the same {characters:,} characters ({size:,} bytes) of training documents, drawn with seed "
         f"{tokens.SEED}. Fewer tokens mean shorter sequences; a larger vocabulary means more parameters.",
-        f"取自训练文档的同一段 {characters:,} 个字符（{size:,} 字节，种子 {tokens.SEED}）的词元数。"
-        "词元越少序列越短，词表越大参数越多。",
+        f"同一份 {characters:,} 个字符（{size:,} 字节，按种子 {tokens.SEED} 从训练文档中抽取）各切成多少词元。"
+        "词元越少，序列越短；词表越大，参数越多。",
     )
     return Section(say("Fertility", "分词效率"), [text, Table(columns, rows, bars=2)])
 
@@ -87,11 +87,11 @@ def _page(numbers: TokenNumbers, say: Language) -> Section:
     split = say("validation", "验证集") if numbers.page_split == "val" else say("training", "训练集")
     caption = say(
         f"The beginning of a {split} document, one tint for each token; the pointer shows its id",
-        f"{split}中一篇文档的开头，每个词元一种底色；指针悬停显示编号",
+        f"{split}中一篇文档的开头，以底色区分相邻词元；指针悬停时显示编号",
     )
     ids = [(token.text, " ".join(map(str, token.ids))) for token in numbers.page[:40]]
     table = Table((say("token", "词元"), say("id", "编号")), ids, code=(0,))
-    return Section(say("A page in tokens", "一页词元"), [Passage(spans, caption, table=table)])
+    return Section(say("A page in tokens", "一页文本的切分"), [Passage(spans, caption, table=table)])
 
 
 def _vocabulary(numbers: TokenNumbers, say: Language) -> Section:
@@ -105,7 +105,7 @@ def _vocabulary(numbers: TokenNumbers, say: Language) -> Section:
         (say("ids that never occur", "从未出现的词元"), len(unused)),
         (say("ids that occur once", "只出现一次的词元"), int(np.count_nonzero(total == 1))),
         (
-            say("tokens that are a part of a character (byte pieces)", "只是字符一部分的词元（字节片）"),
+            say("tokens that are a part of a character (byte pieces)", "只含字符一部分的词元（字节片段）"),
             f"{partial:,} ({charts.percent(partial, count)})",
         ),
     ]
@@ -134,10 +134,10 @@ def _vocabulary(numbers: TokenNumbers, say: Language) -> Section:
     return Section(say("Use of the vocabulary", "词表使用"), blocks)
 
 
-def _row(numbers: TokenNumbers, token: int) -> tuple[str, int, int]:
+def _row(numbers: TokenNumbers, token: int) -> tuple[str, str, int]:
     text = text_of(numbers.tokenizer, token)
     is_end = token == numbers.tokenizer.end_of_text
-    return ("<|endoftext|>" if is_end else visible(text), token, int(numbers.total[token]))
+    return ("<|endoftext|>" if is_end else visible(text), str(token), int(numbers.total[token]))
 
 
 def _rank_figure(ordered: np.ndarray, say: Language) -> Figure:
@@ -145,7 +145,7 @@ def _rank_figure(ordered: np.ndarray, say: Language) -> Figure:
     ranks = np.unique(np.geomspace(1, max(len(ordered), 1), _RANKS).astype(np.int64))
     ranks = ranks[ranks <= len(ordered)]
     counts = ordered[ranks - 1]
-    caption = say("Occurrences of tokens by rank; both axes are logarithmic", "词元的出现次数与名次，两轴均为对数")
+    caption = say("Occurrences of tokens by rank; both axes are logarithmic", "词元出现次数随名次的变化，两轴均为对数")
     series = Series(say("occurrences", "次数"), ranks.tolist(), counts.tolist())
     table = Table(
         (say("rank", "名次"), say("occurrences", "次数")), list(zip(ranks.tolist(), counts.tolist(), strict=True))
@@ -188,26 +188,27 @@ def _shift(numbers: TokenNumbers, say: Language) -> Section:
     val = numbers.frequencies["val"]
     rows: list[tuple[str, Cell]] = [
         (say("divergence of the token distributions", "词元分布的差异"), f"{shift.divergence:.4f} bit"),
-        (say("the same for a random sample of training", "训练集随机样本的差异"), f"{shift.expected:.4f} bit"),
+        (say("the same for a random sample of training", "对照：训练集随机样本的差异"), f"{shift.expected:.4f} bit"),
         (
-            say("validation tokens that training does not have", "训练集中没有的验证词元"),
+            say("validation tokens that training does not have", "训练集中没有的验证集词元"),
             f"{shift.unseen:,} ({charts.percent(shift.unseen, int(val.sum()))})",
         ),
         (
             say(
                 f"passages of {tokens.PASSAGE} tokens that training has too",
-                f"训练集中也有的 {tokens.PASSAGE} 词元片段",
+                f"训练集中也出现的片段（每段 {tokens.PASSAGE} 个词元）",
             ),
             f"{shift.repeated:,} / {shift.passages:,} ({charts.percent(shift.repeated, shift.passages)})",
         ),
     ]
     if (overlap := numbers.counts.get("overlap_documents")) is not None:
-        rows.append((say("validation documents that are trained on", "也用于训练的验证文档"), overlap))
+        rows.append((say("validation documents that are trained on", "同时用于训练的验证文档"), overlap))
     text = say(
         "The divergence is Jensen–Shannon's, 0 for equal and 1 for disjoint distributions. A random sample of the "
         "training tokens, as many as those of validation, shows how much of it is chance. Passages are drawn with seed "
         f"{tokens.SEED} and looked for in the first {shift.scanned:,} training tokens.",
-        "差异为 Jensen–Shannon 散度，相同为 0，不相交为 1。与验证集同样大的训练词元随机样本，显示其中有多少出于偶然。"
+        "差异以 Jensen–Shannon 散度衡量：分布相同为 0，毫无重合为 1。对照是从训练词元中随机抽取的样本，与验证集一样大，"
+        "其差异纯属偶然。"
         f"片段按种子 {tokens.SEED} 抽取，在前 {shift.scanned:,} 个训练词元中查找。",
     )
     totals = {split: max(int(counts.sum()), 1) for split, counts in numbers.frequencies.items()}
@@ -221,9 +222,9 @@ def _shift(numbers: TokenNumbers, say: Language) -> Section:
     ]
     columns = (
         *(say("token", "词元"), say("id", "编号")),
-        *(say("training, per million", "训练集，每百万"), say("validation, per million", "验证集，每百万")),
+        *(say("training, per million", "训练集，每百万词元"), say("validation, per million", "验证集，每百万词元")),
     )
-    caption = say("Tokens that validation has more of than training", "验证集比训练集更常见的词元")
+    caption = say("Tokens that validation has more of than training", "在验证集中比在训练集中更常见的词元")
     return Section(
         say("Training and validation", "训练集与验证集"),
         [text, Facts(rows), Table(columns, distinctive, caption, code=(0,))],
