@@ -48,8 +48,8 @@ def report(settings: Settings, references: tuple[str, ...], out: Path | None, op
     with settings.progress.wait("reading the artifacts"):
         content = reports.render(title, list(artifacts.values()), say)
     reports.write(path, content)
-    if opens:
-        webbrowser.open(path.absolute().as_uri())
+    if opens and not webbrowser.open(path.absolute().as_uri()):
+        settings.progress.note(f"warning: found no browser to open {path} with")
     return Outcome(
         "built",
         path=path,
