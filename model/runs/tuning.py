@@ -45,7 +45,7 @@ def plan_tuning(
 ) -> TrainPlan:
     """Plan the tuning of a parent run on conversations; the run has the name of the tokens by default.
 
-    Raises BadConfig if the tokens do not fit to the run, and if `task` is not that of the tokens.
+    Raises BadConfig if the tokens do not fit the run, and if `task` is not that of the tokens.
     """
     task = _task_of(tokens, task)
     _require_tokenizer_of(tokens, parent)

@@ -57,8 +57,9 @@ def first_groups(pieces: Pieces, count: int) -> Pieces:
 
 @dataclass(frozen=True)
 class HeldOutAnswers:
-    """Conversations whose answers are scored, and the size of the text of these answers. `unknown` of its characters
-    are not in the vocabulary."""
+    """Conversations whose answers are scored, and the text of these answers, of which `unknown` characters are not in
+    the vocabulary.
+    """
 
     rows: PackedRows
     text: str
