@@ -146,6 +146,11 @@ class RunNumbers:
         return steps, speeds
 
     @property
+    def task(self) -> str:
+        """The task of a tuned run, "sft" or "dpo"; "" for a run that was trained on text."""
+        return str(self.result.get("task") or "")
+
+    @property
     def best_step(self) -> int:
         """Step of the best checkpoint."""
         return int(str(self.result.get("best", "")).rpartition("-")[2] or 0)

@@ -18,9 +18,9 @@ _POINTS = 24  # of the curve by position
 
 
 def sections(numbers: RunNumbers, say: Language) -> list[Section]:
-    """Return the sections; one that says why they are missing if the run has no losses of tokens."""
+    """Return the sections, none for a tuned run; one that says why they are missing if an older run has no losses."""
     losses = numbers.losses
-    if losses is None and numbers.score is None:
+    if losses is None and (numbers.score is None or numbers.task):
         return []
     if losses is None:
         missing = say(

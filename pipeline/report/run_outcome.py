@@ -19,6 +19,26 @@ def sections(numbers: RunNumbers, say: Language) -> list[Section]:
     return [_plan(numbers, say), _configuration(numbers, say), reproduce]
 
 
+def tuning(numbers: RunNumbers, say: Language) -> Section:
+    """Compare a tuned run with the one that it starts from: on held-out answers or pairs, and on that one's text."""
+    title, values = say("Tuning", "微调"), numbers.result.get("tuning") or {}
+    names = {
+        "answers": say("bits per character of held-out answers", "留作验证的回答，每字符比特数"),
+        "accuracy": say("share of held-out pairs with a margin above 0", "间隔大于 0 的验证集回答对所占的比例"),
+        "margin": say("margin of held-out pairs", "验证集回答对的间隔（margin）"),
+        "kl": say("KL from the reference, in nats per token", "与参考模型的 KL 散度（每词元的 nat 数）"),
+        "base": say("bits per character of the base model's validation text", "原模型的验证文本，每字符比特数"),
+    }
+    rows: list[tuple[Cell, ...]] = [
+        (text, values.get(f"{name}_before"), values.get(f"{name}_after"))
+        for name, text in names.items()
+        if f"{name}_after" in values
+    ]
+    blocks: list[Block] = [Table(("", say("before", "微调前"), say("after", "微调后")), rows)] if rows else []
+    note = str(numbers.result.get("note") or "")
+    return Section(title, blocks + [Note(note)] * bool(note))
+
+
 def _plan(numbers: RunNumbers, say: Language) -> Section:
     """Compare what the program expected before the first step with what happened."""
     title, result, train = say("Plan and outcome", "计划与结果"), numbers.result, numbers.config.get("train")
@@ -136,9 +156,10 @@ def _reproduce(numbers: RunNumbers, say: Language) -> list[Block]:
     if parent and not manifest.options.get("afresh"):
         options += [["--continue", parent], length]
     else:
-        options += [["--preset", str(config.get("preset", ""))], ["--name", manifest.name], length]
+        options += [] if numbers.task else [["--preset", str(config.get("preset", ""))]]
+        options += [["--name", manifest.name], length]
         options += [["--from", parent]] if parent else []
-        if isinstance(settings, dict) and not parent:
+        if isinstance(settings, dict) and (numbers.task or not parent):
             pairs = {key: value for key, value in settings.items() if key not in ("steps", "minutes")}
             options += [["--set", f"{key}={setting_text(value)}"] for key, value in pairs.items()]
         else:

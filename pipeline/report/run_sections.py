@@ -30,6 +30,7 @@ def chapter(artifact: Artifact, say: Language) -> Chapter:
     ]
     sections = [
         _loss(numbers, say),
+        run_outcome.tuning(numbers, say),
         _baselines(numbers, say),
         _samples(numbers, say),
         *run_losses.sections(numbers, say),
@@ -50,7 +51,7 @@ def name_of_baseline(name: str, say: Language) -> str:
         "uniform": say("uniform", "均匀分布"),
         "unigram": say("unigram", "一元模型"),
         "bigram": say("bigram", "二元模型"),
-        "ngram": say("counting n-grams", "n 元模型"),
+        "ngram": say("counting n-grams", "字符 n 元模型"),
     }
     return names.get(name, name)
 
@@ -60,18 +61,19 @@ def verdict(numbers: RunNumbers, say: Language) -> str:
     score, baselines = numbers.score, numbers.result.get("baselines") or {}
     if score is None:
         return ""
-    beaten = [name for name, bits in baselines.items() if score < bits]
-    if not beaten:
-        return say(
+    if numbers.task:
+        text = say(f"{score:.3f} bits per character of held-out answers", f"留作验证的回答，每字符 {score:.3f} 比特")
+    else:
+        text = say(
             f"{score:.3f} bits per character of text that was not trained on",
             f"在未参与训练的文本上，每字符 {score:.3f} 比特",
         )
+    beaten = [name for name, bits in baselines.items() if score < bits]
+    if not beaten:
+        return text
     best = min(beaten, key=baselines.__getitem__)
     name = name_of_baseline(best, say)
-    return say(
-        f"{score:.3f} bits per character of text that was not trained on: better than {name} ({baselines[best]:.3f}).",
-        f"在未参与训练的文本上，每字符 {score:.3f} 比特，优于{name}（{baselines[best]:.3f}）。",
-    )
+    return text + say(f": better than {name} ({baselines[best]:.3f}).", f"，优于{name}（{baselines[best]:.3f}）。")
 
 
 def _conversion(numbers: RunNumbers) -> tuple[float, float] | None:
@@ -130,7 +132,10 @@ def _loss(numbers: RunNumbers, say: Language) -> Section:
             for name, bits in reversed(baselines)
         ]
     series = [entry for entry in (training, validation, *levels) if entry.xs]
-    caption = say("Loss in nats per token", "损失（每词元的 nat 数）")
+    if numbers.task == "dpo":
+        caption = say("Loss in nats per pair", "损失（每对回答的 nat 数）")
+    else:
+        caption = say("Loss in nats per token", "损失（每词元的 nat 数）")
     if conversion:
         caption += say("; on the right, bits per character", "；右轴为每字符比特数")
     right = (lambda nats: conversion[0] * nats + conversion[1]) if conversion else None
@@ -147,7 +152,7 @@ def _loss(numbers: RunNumbers, say: Language) -> Section:
         caption = say("Bits per character and per byte of validation text", "验证文本的每字符比特数与每字节比特数")
         table = _columns_table(numbers, {"bits_per_char": bits[0].name, "bits_per_byte": bits[1].name}, say)
         blocks.append(Figure(charts.lines(bits, caption, scales=scales), caption, table, [line.name for line in bits]))
-    else:
+    elif not validation.xs:
         blocks.append(Note(say("There was no validation text.", "没有验证文本。")))
     return Section(title, blocks)
 
@@ -192,10 +197,10 @@ def _baselines(numbers: RunNumbers, say: Language) -> Section:
     rows.append((say("this run", "本次训练"), round(numbers.score, 4)))
     rows.sort(key=lambda row: -row[1])
     columns = (say("model", "模型"), say("bits per character", "每字符比特数"))
+    scored = say("held-out answers", "组回答") if numbers.task else say("validation text", "验证文本")
     text = say(
-        f"Simple models on the same validation text, and this run at its best step, {numbers.best_step:,}. Lower is "
-        "better.",
-        f"简单模型与本次训练（取最佳的第 {numbers.best_step:,} 步）在同一验证文本上的结果，越低越好。",
+        f"Simple models on the same {scored}, and this run at its best step, {numbers.best_step:,}. Lower is better.",
+        f"简单模型与本次训练（取最佳的第 {numbers.best_step:,} 步）在同一{scored}上的结果，越低越好。",
     )
     known = [
         f"{name_of_baseline(name, say)}{say(': ', '：')}{meanings[name]}" for name in baselines if name in meanings
@@ -228,6 +233,9 @@ def _course(numbers: RunNumbers, say: Language) -> Section:
     columns = {
         "learning_rate": say("Learning rate", "学习率"),
         "gradient_norm": say("Gradient norm, mean since the row before", "梯度范数（自上一行起的平均值）"),
+        "margin": say("Margin of held-out pairs", "验证集回答对的间隔（margin）"),
+        "accuracy": say("Share of held-out pairs with a margin above 0", "间隔大于 0 的验证集回答对所占的比例"),
+        "kl": say("KL from the reference, in nats per token", "与参考模型的 KL 散度（每词元的 nat 数）"),
         "memory_mb": say("Memory in MB", "内存（MB）"),
     }
     lines = {name: (caption, *numbers.column(name)) for name, caption in columns.items()}

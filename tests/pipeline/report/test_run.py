@@ -17,6 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import cli
+from model.config import GPTConfig
 from pipeline.errors import BadData
 from pipeline.report import charts, reports, run, run_sections, runs
 from pipeline.report.charts import Scale, Series
@@ -30,6 +31,8 @@ from tests.pipeline.report.conftest import read
 from tests.pipeline.report.conftest import run as command
 from tests.pipeline.report.test_page import Elements
 from tests.support.browser import low_contrast, open_browser, requested_urls, show
+from tests.support.exchanging import publish_run
+from tests.support.tuning import BASE, pairs, publish_tokens, sums, tune
 from tests.test_house import loaded_after
 
 ENGLISH = Language("en")
@@ -202,6 +205,28 @@ def test_command_of_the_report_trains_the_same_run(
     assert cli.main(["--artifacts", str(trained), "--json", *words[1:]]) == 0
     output = json.loads(capsys.readouterr().out)
     assert (output["result"], output["artifact"]) == ("unchanged", novel.ref)
+
+
+@pytest.mark.parametrize("kind", ["chat", "preferences"])
+def test_report_of_a_tuned_run_has_both_scores_and_the_command_that_tunes_again(
+    root: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = publish_run(root, GPTConfig(vocab_size=BASE.vocab_size, block_size=96, layers=1, heads=2, width=8), BASE)
+    conversations = sums(9) if kind == "chat" else pairs(9)
+    tuned = tune(root, publish_tokens(root, kind, conversations, conversations), parent)
+    chapter = run_sections.chapter(tuned, ENGLISH)
+    (table,) = (table for table in blocks_of(chapter, Table) if table.columns[1:] == ("before", "after"))
+    tuning = run.collect(tuned).result["tuning"]
+    assert {row[1:] for row in table.rows} == {
+        (value, tuning[name.replace("before", "after")]) for name, value in tuning.items() if name.endswith("_before")
+    }
+    notes = [note.text for note in blocks_of(chapter, Note)]
+    assert not [note for note in notes if "earlier version" in note or "no validation text" in note]
+    (command_line,) = blocks_of(chapter, Pre)
+    words = shlex.split(command_line.text.replace("\\\n", " "))
+    capsys.readouterr()
+    assert cli.main(["--artifacts", str(root), "--json", *words[1:], "--device", "cpu"]) == 0
+    assert json.loads(capsys.readouterr().out)["result"] == "unchanged"
 
 
 def test_command_of_a_continued_run_names_its_parent(trained: Path, novel: Artifact) -> None:
