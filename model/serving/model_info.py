@@ -72,6 +72,7 @@ def load_model_info(session: Session, content: PageContent, *, public: bool = Tr
         "run": run.ref,
         "model": run.manifest.name,
         "characters": content.characters,
+        "task": result.task,
         "seconds": result.seconds,
         "finished": read_run_info(run.path).finished,
         "baselines": result.baselines,

@@ -13,7 +13,7 @@ function bits(value) {
 function story() {
   const parts = [t("small", { parameters: rounded(run.parameters) })];
   const text = run.trained_on.split("/")[1];
-  if (text) parts.push(t("trained", { text }));
+  if (text) parts.push(t(run.task ? "tuned" : "trained", { text }));
   if (text && run.characters) parts.push(t("characters", { count: number.format(run.characters) }));
   if (run.finished) {
     const date = new Intl.DateTimeFormat(language, { dateStyle: "long" }).format(new Date(run.finished));
@@ -33,7 +33,7 @@ function score() {
   const best = known.at(-1);
   const compare = (key, name) => t(key, { name: t(name), bits: bits(run.baselines[name]) });
   const parts = [beaten && compare("better", beaten), best && best !== beaten && compare("worse", best)].filter(Boolean);
-  const text = t("score", { bits: bits(run.bits_per_char) });
+  const text = t(run.task ? "score_answers" : "score", { bits: bits(run.bits_per_char) });
   return text + (parts.length ? t("colon") + parts.join(t("comma")) : "") + t("period").trim();
 }
 
@@ -74,8 +74,8 @@ function drawCurve() {
   const top = 12, right = isWide ? 168 : 8, bottom = 30, left = 34;
   const losses = [...training, ...validation].map(point => point[1]);
   const ceiling = Math.max(...validation.map(point => point[1]), run.baselines.uniform ?? 0);
-  const lines = BASELINES.filter(name => run.baselines[name] <= (run.baselines.uniform ?? Infinity));
   const high = Math.min(Math.max(...losses), ceiling) * 1.03;
+  const lines = BASELINES.filter(name => run.baselines[name] <= high);
   const low = Math.min(...losses, ...lines.map(name => run.baselines[name])) * 0.97;
   const last = Math.max(...[...training, ...validation].map(point => point[0]), 1);
   const x = step => left + (width - left - right) * step / last;
