@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _PROMPT_GRACE = 0.01  # seconds: nothing is lost while a turn is typed
 _HELP = """/reset          begin a new conversation
-/system TEXT    begin a new conversation with this message of the system; without TEXT, without one
+/system TEXT    begin a new conversation with this system message; without TEXT, without one
 /save FILE      append the conversation to a file, as a line of JSON that `clean --profile chat` reads
 /help           print this
 /quit           end; so does the end of input (Ctrl-D)
@@ -35,7 +35,7 @@ Ctrl-C ends an answer."""
 @option_group(
     "Conversation",
     click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Answer this turn and stop (repeatable)."),
-    click.option("--system", default="", metavar="TEXT", help="Message of the system, before the first turn."),
+    click.option("--system", default="", metavar="TEXT", help="System message, before the first turn."),
 )
 @SAMPLING
 @option_group("Model", CHECKPOINT, PRECISION, DEVICE)
@@ -134,7 +134,7 @@ class _Conversation:
             self._save(Path(argument))
         elif name == "/system":
             self.chat.reset(argument)
-            self._note("a new conversation" + (" with this message of the system" if argument else ""))
+            self._note("a new conversation" + (" with this system message" if argument else ""))
         elif name == "/reset" and not argument:
             self.chat.reset(self.chat.system)
             self._note("a new conversation")

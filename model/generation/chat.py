@@ -70,7 +70,7 @@ def encode_chat(messages: Messages, tokenizer: ChatTokenizer, block_size: int, m
 
 
 class Chat:
-    """A conversation with a run. `messages` are its turns, with the message of the system first if there is one.
+    """A conversation with a run. `messages` are its turns, with the system message first if there is one.
 
     Raises BadConfig for a run without a chat template.
     """
@@ -90,11 +90,11 @@ class Chat:
 
     @property
     def system(self) -> str:
-        """Content of the message of the system, "" without one."""
+        """Content of the system message, "" without one."""
         return self.messages[0]["content"] if self.messages and self.messages[0]["role"] == "system" else ""
 
     def reset(self, system: str) -> None:
-        """Begin a new conversation; without `system` it has no message of the system."""
+        """Begin a new conversation; without `system` it has no system message."""
         self.messages = [{"role": "system", "content": system}] if system else []
 
     def ask(self, text: str, write: Callable[[str], object], stopped: threading.Event | None = None) -> Answer:
