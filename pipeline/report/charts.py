@@ -90,6 +90,15 @@ def short(value: float) -> str:
     return f"{value:.3g}".replace("e-0", "e-")
 
 
+def labels(values: Sequence[float]) -> list[str]:
+    """Return numbers for an axis, with as many digits as they need to differ: 12.75 and 12.80, not 12.8 twice."""
+    texts = [short(value) for value in values]
+    digits = 4
+    while len({*texts}) < len({*values}) and digits <= 12:
+        texts, digits = [f"{value:,.{digits}g}" for value in values], digits + 1
+    return texts
+
+
 def percent(count: int, total: int) -> str:
     """Return a share such as "1.25 %", or "<0.01 %"."""
     share = 100 * count / max(total, 1)
@@ -163,8 +172,15 @@ def _path(points: list[tuple[float, float]], across: Axis, up: Axis, height: int
 
 
 def _grid(up: Axis, height: int = HEIGHT) -> Markup:
-    ticks = [tick for tick in up.ticks(_UP) if up.low <= tick <= up.high]
-    return Markup("").join(_GRID.format(round(height * (1 - up.position(tick)), 1), short(tick)) for tick in ticks)
+    return Markup("").join(
+        _GRID.format(round(height * (1 - up.position(tick)), 1), label) for tick, label in _labelled(up, _UP)
+    )
+
+
+def _labelled(axis: Axis, most: int) -> list[tuple[float, str]]:
+    """Return the ticks of an axis with their labels."""
+    ticks = [tick for tick in axis.ticks(most) if axis.low <= tick <= axis.high]
+    return list(zip(ticks, labels(ticks), strict=True))
 
 
 def _right(up: Axis, convert: Callable[[float], float] | None, height: int) -> Markup:
@@ -172,8 +188,9 @@ def _right(up: Axis, convert: Callable[[float], float] | None, height: int) -> M
     if convert is None:
         return Markup("")
     axis = Axis(convert(up.low), convert(up.high))
-    ticks = (tick for tick in axis.ticks(_UP) if axis.low <= tick <= axis.high)
-    return Markup("").join(_RIGHT.format(round(height * (1 - axis.position(tick)), 1), short(tick)) for tick in ticks)
+    return Markup("").join(
+        _RIGHT.format(round(height * (1 - axis.position(tick)), 1), label) for tick, label in _labelled(axis, _UP)
+    )
 
 
 def _scale_ticks(across: Axis, scales: Sequence[Scale], height: int) -> Markup:
@@ -191,12 +208,11 @@ def _scale_ticks(across: Axis, scales: Sequence[Scale], height: int) -> Markup:
 
 
 def _x_ticks(across: Axis, height: int = HEIGHT) -> Markup:
-    ticks = [tick for tick in across.ticks(_ACROSS) if across.low <= tick <= across.high]
     texts = []
-    for tick in ticks:
+    for tick, label in _labelled(across, _ACROSS):
         position = across.position(tick)
         anchor = "first" if position < 0.04 else "last" if position > 0.96 else "middle"
-        texts.append(_X_TICK.format(anchor, f"{100 * position:.2f}", height + 17, short(tick)))
+        texts.append(_X_TICK.format(anchor, f"{100 * position:.2f}", height + 17, label))
     return Markup("").join(texts)
 
 

@@ -68,9 +68,12 @@ def _flow(artifact: Artifact, say: Language) -> Section:
             changes[rule] = changes.get(rule, 0) + count
         changes = {rule: count for rule, count in changes.items() if count}
         if not changes:
-            blocks.append(
-                say(f"All {tally['in']:,} documents were published.", f"全部 {tally['in']:,} 篇文档均已收录。")
-            )
+            count = tally["in"]
+            all_kept = {
+                "documents": say(f"No document was dropped, of {count:,}.", f"{count:,} 篇文档全部收录。"),
+                "characters": say(f"No character changed, of {count:,}.", f"{count:,} 个字符均无改动。"),
+            }
+            blocks.append(all_kept[unit])
             continue
         start, end = (say("in", "输入"), tally["in"]), (say("out", "输出"), tally["out"])
         branches = _largest(changes, say)

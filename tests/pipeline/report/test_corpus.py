@@ -59,6 +59,18 @@ def test_page_shows_the_counts_of_the_manifest(store: Path) -> None:
         assert re.search(rf">{rule}</td><td class=\"number\">−{count:,}<", page), rule
 
 
+def test_unchanged_characters_are_not_called_documents(tmp_path: Path) -> None:
+    source = tmp_path / "clean.txt"
+    source.write_text("All of this text stays as it is.\n")
+    run(tmp_path / "store", "clean", source)
+    artifact = read(tmp_path / "store", "corpora", "clean")
+    assert not artifact.manifest.ledger["characters"]["dropped"]
+    page = reports.render("clean", [artifact], Language("en")).decode()
+    characters = artifact.manifest.counts["characters"]
+    assert "No document was dropped, of 1." in page
+    assert f"No character changed, of {characters}." in page
+
+
 def test_bins_hold_every_number_once() -> None:
     frequencies = {length: 1 + length % 3 for length in (0, 1, 2, 5, 9, 10, 11, 40, 700, 701, 90_000)}
     for scale in (1, 1000):
