@@ -18,10 +18,10 @@ _POINTS = 24  # of the curve by position
 
 
 def sections(numbers: RunNumbers, say: Language) -> list[Section]:
-    """Return the sections, none for a tuned run; one that says why they are missing if an older run has no losses."""
+    """Return the sections; one that says why they are missing if an older run has no losses of tokens."""
     losses = numbers.losses
     if losses is None and (numbers.score is None or numbers.task):
-        return []
+        return []  # nothing was scored, or answers, whose tokens have no losses of their own
     if losses is None:
         missing = say(
             "This run has no losses.safetensors: it was trained by an earlier version, which did not store the loss of "

@@ -122,6 +122,8 @@ def _configuration(numbers: RunNumbers, say: Language) -> Section:
         pairs = "  ".join(f"{key}={setting_text(value)}" for key, value in changed.items())
         rows.append((say("differs from the preset in", "与预设不同的设置"), pairs or "–"))
     blocks: list[Block] = [Facts(rows)]
+    if not numbers.rows:
+        del names["train"]  # an imported run, which these numbers did not train
     for part, name in names.items():
         values = config.get(part) or {}
         settings = [(key, setting_text(value)) for key, value in values.items() if value]
@@ -156,8 +158,8 @@ def _reproduce(numbers: RunNumbers, say: Language) -> list[Block]:
     if parent and not manifest.options.get("afresh"):
         options += [["--continue", parent], length]
     else:
-        options += [] if numbers.task else [["--preset", str(config.get("preset", ""))]]
-        options += [["--name", manifest.name], length]
+        preset = [] if numbers.task else [["--preset", str(config.get("preset", ""))]]  # a tuning takes none
+        options += [*preset, ["--name", manifest.name], length]
         options += [["--from", parent]] if parent else []
         if isinstance(settings, dict) and (numbers.task or not parent):
             pairs = {key: value for key, value in settings.items() if key not in ("steps", "minutes")}

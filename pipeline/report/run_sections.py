@@ -154,6 +154,12 @@ def _loss(numbers: RunNumbers, say: Language) -> Section:
         blocks.append(Figure(charts.lines(bits, caption, scales=scales), caption, table, [line.name for line in bits]))
     elif not validation.xs:
         blocks.append(Note(say("There was no validation text.", "没有验证文本。")))
+    if (numbers.config.get("model") or {}).get("ngram"):
+        mixed = say(
+            "The training loss is that of the network alone, the validation loss that of its mixture with n-grams.",
+            "训练损失只计网络本身，验证损失为网络与 n 元计数混合后的结果。",
+        )
+        blocks.append(mixed)
     return Section(title, blocks)
 
 
@@ -221,9 +227,10 @@ def _samples(numbers: RunNumbers, say: Language) -> Section:
         score = bits.get(sample.step)
         step = say(f"step {sample.step:,}", f"第 {sample.step:,} 步")
         rows.append((step if score is None else f"{step} · {score:.3f}", sample.text))
+    scores = say("; with the bits per character then", "，附当时的每字符比特数") if bits else ""
     text = say(
-        f"How the model continued “{samples[-1].prompt}” during the training; with the bits per character then.",
-        f"训练过程中模型如何续写“{samples[-1].prompt}”，附当时的每字符比特数。",
+        f"How the model continued “{samples[-1].prompt}” during the training{scores}.",
+        f"训练过程中模型如何续写“{samples[-1].prompt}”{scores}。",
     )
     return Section(title, [text, Facts(rows)])
 

@@ -112,7 +112,7 @@ def settings_of(numbers: RunNumbers) -> dict[str, str]:
     """Return the configuration, the tokenizer, and the artifacts that a run was made from, as texts by name."""
     config = numbers.config
     values: dict[str, Any] = {"preset": config.get("preset")}
-    for part in ("model", "train"):
+    for part in ("model", "train") if numbers.rows else ("model",):  # an imported run was not trained with these
         values |= {key: value for key, value in (config.get(part) or {}).items() if value}
     values["tokenizer"] = numbers.tokenizer.fingerprint
     values |= {entry.role: entry.name for entry in numbers.artifact.manifest.inputs}

@@ -255,7 +255,50 @@ def test_imported_run_has_a_chapter_without_curves(novel: Artifact, tmp_path: Pa
     chapter = run_sections.chapter(imported, ENGLISH)
     assert chapter.summary == ""
     assert next(blocks_of(chapter, Note)).text.startswith("This run was imported")
+    assert not [table.caption for table in blocks_of(chapter, Table) if "training" in table.caption]
     assert not list(blocks_of(chapter, Figure))
+
+
+def as_run(novel: Artifact, folder: Path, without: tuple[str, ...], **fields: object) -> Chapter:
+    """Return the chapter of a copy of a run with other fields in its result."""
+    copy = copy_without(novel, folder, *without)
+    result = json.loads((copy.path / "result.json").read_text()) | fields
+    (copy.path / "result.json").write_text(json.dumps(result))
+    return run_sections.chapter(copy, ENGLISH)
+
+
+@pytest.mark.parametrize("task", ["sft", "dpo"])
+def test_run_tuned_on_answers_has_a_command_without_a_preset(novel: Artifact, tmp_path: Path, task: str) -> None:
+    tuned = as_run(novel, tmp_path / "tuned", ("losses.safetensors",), task=task)
+    (command_of_run,) = blocks_of(tuned, Pre)
+    assert "--name" in command_of_run.text
+    assert "--preset" not in command_of_run.text  # which `train` refuses for a tuning
+    assert not [note.text for note in blocks_of(tuned, Note) if "earlier version" in note.text]
+
+
+def test_validation_without_bits_per_character_is_not_called_missing(novel: Artifact, tmp_path: Path) -> None:
+    pairs = copy_without(novel, tmp_path / "pairs", "losses.safetensors")
+    rows = list(csv.DictReader(pairs.file("metrics.csv").read_text().splitlines()))
+    with open(pairs.file("metrics.csv"), "w", newline="") as file:
+        table = csv.DictWriter(file, [*rows[0]])
+        table.writeheader()
+        table.writerows({**row, "bits_per_char": "", "bits_per_byte": ""} for row in rows)
+    result = json.loads(pairs.file("result.json").read_text())
+    scores: dict[str, object] = {"task": "dpo", "bits_per_char": None, "best_bits_per_char": None, "baselines": {}}
+    pairs.file("result.json").write_text(json.dumps(result | scores))
+    chapter = run_sections.chapter(pairs, ENGLISH)
+    assert not [note.text for note in blocks_of(chapter, Note) if "no validation text" in note.text]
+    (samples,) = (section for section in chapter.sections if section.title == "Samples")
+    assert "bits per character" not in str(samples.blocks[0])
+
+
+def test_run_mixed_with_ngrams_says_what_its_losses_are_of(novel: Artifact, tmp_path: Path) -> None:
+    mixed = copy_without(novel, tmp_path / "mixed")
+    config = json.loads(mixed.file("config.json").read_text())
+    assert "network alone" not in str(run_sections.chapter(mixed, ENGLISH).sections[0].blocks)
+    config["model"]["ngram"] = 4
+    mixed.file("config.json").write_text(json.dumps(config))
+    assert "network alone" in str(run_sections.chapter(mixed, ENGLISH).sections[0].blocks)
 
 
 @pytest.mark.parametrize(
@@ -315,6 +358,15 @@ def test_scales_and_the_axis_on_the_right_label_the_same_heights() -> None:
         heights[kind] = {float(value): float(y) for y, value in labels}
     left, right = heights.values()
     assert left[3.0] == right[6.0]
+
+
+@pytest.mark.parametrize("values", [[12.7531, 12.832], [464.0, 466.0], [1_000_000.0, 1_002_000.0], [5e-5, 5.01e-5]])
+def test_labels_of_different_heights_differ(values: list[float]) -> None:
+    chart = charts.lines([Series("a", values, values)], "label")
+    for part in ('<text class="y" x="-8" y="', '<text class="x '):
+        labels = [entry.split("</text>")[0].rpartition(">")[2] for entry in chart.split(part)[1:]]
+        assert len(labels) > 1
+        assert len({*labels}) == len(labels), labels
 
 
 def test_report_of_runs_needs_no_torch(trained: Path, tmp_path: Path) -> None:
