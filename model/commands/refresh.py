@@ -230,7 +230,8 @@ def add_report(settings: Settings, recipe: Recipe, outcome: Outcome) -> None:
     if outcome.result != "built" and reports.path_of(settings.root, recipe.name).is_file():
         return
     try:
-        path = reports.write_of_recipe(settings.root, recipe.name, recipe.report.lang)
+        note = settings.progress.note
+        path = reports.write_of_recipe(settings.root, recipe.name, recipe.report.lang, note)
     except (errors.InkstoneError, OSError) as error:  # the artifacts are published, and the next refresh tries again
         reason = error.message if isinstance(error, errors.InkstoneError) else errors.from_os_error(error).message
         settings.progress.note(f"warning: no report: {reason}")

@@ -43,7 +43,8 @@ def report(settings: Settings, references: tuple[str, ...], out: Path | None, op
 
     say = language_of(lang)
     path = reports.require_replaceable(out or reports.path_of(settings.root, _file_stem(references)))
-    artifacts = {entry.ref: entry for name in references for entry in chain.resolve(settings.root, name)}
+    note = settings.progress.note
+    artifacts = {entry.ref: entry for name in references for entry in chain.resolve(settings.root, name, note)}
     title = ", ".join(dict.fromkeys(entry.manifest.name for entry in artifacts.values()))
     with settings.progress.wait("reading the artifacts"):
         content = reports.render(title, list(artifacts.values()), say)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.errors import InkstoneError, InputMissing
@@ -15,37 +15,41 @@ _LAST_FIRST = ("runs", "tokens", "corpora")
 _REPORTED = ("corpora", "tokens", "runs")  # in the order of a report
 
 
-def resolve(root: Path, reference: str) -> list[Artifact]:
+def resolve(root: Path, reference: str, report: Callable[[str], None]) -> list[Artifact]:
     """Return the artifacts that `reference` names, in the order of their stages.
 
     KIND/NAME[/KEY] and the path of an artifact are one artifact; a bare name, and the path of a recipe, are the chain
-    of the last artifact of that name. Raises InputMissing if there is none.
+    of the last artifact of that name. Raises InputMissing if there is none. `report` receives a line for each artifact
+    of a chain that is left out, because it was deleted or cannot be read.
     """
     if reference.partition("/")[0] in KINDS:
         return [artifact.find(root, reference.partition("/")[0], reference)]
     if reference.endswith(".toml"):
-        return chain(root, recipes.load(reference).name)
+        return chain(root, recipes.load(reference).name, report)
     if (Path(reference) / "manifest.json").is_file():
         return [artifact.read(Path(reference).resolve())]
-    return chain(root, reference)
+    return chain(root, reference, report)
 
 
-def chain(root: Path, name: str) -> list[Artifact]:
-    """Return the last artifact of a name and those that it was made from, in the order of their stages."""
+def chain(root: Path, name: str, report: Callable[[str], None]) -> list[Artifact]:
+    """Return the last artifact of a name and those that it was made from, in the order of their stages. `report`: as
+    in `resolve`.
+    """
     last = next(filter(None, (artifact.current(root, kind, name) for kind in _LAST_FIRST)), None)
     if last is None:
         raise InputMissing(f"{name}: no artifact has this name", hint="`inkstone status` lists all artifacts")
-    artifacts = {entry.ref: entry for entry in _sources(root, last)}
+    artifacts = {entry.ref: entry for entry in _sources(root, last, report)}
     return sorted(artifacts.values(), key=lambda entry: _REPORTED.index(entry.manifest.kind))
 
 
-def _sources(root: Path, last: Artifact) -> Iterator[Artifact]:
-    """Yield an artifact and the corpora and tokens that it was made from. Those that were deleted are left out."""
+def _sources(root: Path, last: Artifact, report: Callable[[str], None]) -> Iterator[Artifact]:
+    """Yield an artifact and the corpora and tokens that it was made from, without those that cannot be read."""
     yield last
     for entry in last.manifest.inputs:
         if entry.name.startswith(("corpora/", "tokens/")):
             try:
                 source = artifact.read_ref(root, entry.name)
-            except InkstoneError:
+            except InkstoneError as error:
+                report(f"warning: the report leaves out {entry.name}: {error.message}")
                 continue
-            yield from _sources(root, source)
+            yield from _sources(root, source, report)

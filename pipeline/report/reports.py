@@ -59,12 +59,15 @@ def path_of(root: Path, name: str) -> Path:
     return root / FOLDER / f"{name}.html"
 
 
-def write_of_recipe(root: Path, name: str, lang: str) -> Path:
-    """Write the report of a recipe, about the chain of what is current, and return its path."""
+def write_of_recipe(root: Path, name: str, lang: str, report: Callable[[str], None]) -> Path:
+    """Write the report of a recipe, about the chain of what is current, and return its path.
+
+    `report` receives a line for each artifact that is left out.
+    """
     from pipeline.report import chain
 
     path = require_replaceable(path_of(root, name))
-    write(path, render(name, chain.chain(root, name), language_of(lang)))
+    write(path, render(name, chain.chain(root, name, report), language_of(lang)))
     return path
 
 

@@ -52,7 +52,7 @@ class Elements(html.parser.HTMLParser):
 
 
 def render(store: Path, name: str, code: str = "en") -> bytes:
-    return reports.render(name, chain.chain(store, name), Language(code))
+    return reports.render(name, chain.chain(store, name, pytest.fail), Language(code))
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,15 @@ def test_command_writes_one_artifact_or_the_chain_of_a_name(inkstone: Inkstone, 
     assert inkstone("report", recipe)["artifacts"] == whole["artifacts"]
     failed = inkstone("report", "nothing", code=66)
     assert "nothing: no artifact has this name" in failed["error"]
+
+
+def test_report_of_a_chain_names_what_was_deleted(root: Path, recipe: Path, capfd: Any) -> None:
+    run(root, "refresh", recipe, "--through", "tokenize")
+    deleted = read(root, "corpora", "book")
+    shutil.rmtree(root / "corpora" / "book")
+    assert cli.main(["--artifacts", str(root), "report", "book"]) == 0
+    assert f"warning: the report leaves out {deleted.ref}: " in capfd.readouterr().err
+    assert page.refs_of((root / "reports" / "book.html").read_bytes()) == [read(root, "tokens", "book").ref]
 
 
 @pytest.mark.parametrize("name", ["book.txt", "folder", ""])
