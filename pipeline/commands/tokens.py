@@ -384,10 +384,11 @@ def _summary_lines(tokens: Artifact, summary: TokensSummary) -> list[str]:
 
 def _length_lines(lengths: Sequence[int]) -> list[str]:
     """Return a histogram of the lengths of documents: a line for each power of two from the shortest on."""
-    from pipeline.runtime.terminal import bars
+    from pipeline.runtime.terminal import bars, drawable
 
+    dash = drawable("–", "-")
     first = next((power for power, count in enumerate(lengths) if count), 0)
-    ranges = [f"{1 << power:,}–{(2 << power) - 1:,}" if power else "1" for power in range(len(lengths))]
+    ranges = [f"{1 << power:,}{dash}{(2 << power) - 1:,}" if power else "1" for power in range(len(lengths))]
     width = max(map(len, ranges), default=0)
     return [
         f"{'' if power > first else 'lengths':<10} {ranges[power]:>{width}} {bar} {lengths[power]:,}"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 
 import cli
 from pipeline.store import artifact
+from tests.conftest import ROOT
 
 Run = Callable[..., str]
 
@@ -54,6 +58,17 @@ def test_inspect_counts_the_lengths_of_documents_by_powers_of_two(run: Run, tmp_
     histogram = output.splitlines()[output.splitlines().index("longest    41 tokens") + 1 :][:5]
     assert [line[11:].split()[0] for line in histogram] == ["2–3", "4–7", "8–15", "16–31", "32–63"]
     assert [int(line.split()[-1]) for line in histogram] == expected[1:]
+
+
+def test_histogram_is_ascii_on_a_terminal_without_unicode(run: Run, tmp_path: Path, root: Path) -> None:
+    (tmp_path / "lines.txt").write_text("One line of ASCII text.\n" * 9)
+    run("clean", tmp_path / "lines.txt")
+    run("train-tokenizer", "lines", "--kind", "char")
+    run("tokenize", "lines", "--val-fraction", "0")
+    command = [sys.executable, str(ROOT / "cli.py"), "--artifacts", str(root), "inspect", "tokens", "lines"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    output = subprocess.run(command, env=environment, capture_output=True, check=True).stdout.decode()
+    assert re.search(r"lengths +128-255 #+ 1$", output, re.MULTILINE), output
 
 
 def tokenizer_of(root: Path, tokens: str) -> str:
