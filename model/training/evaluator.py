@@ -100,7 +100,10 @@ class Evaluator:
         total = config.evaluations
         if not config.minutes:
             total = min(total, max(config.steps // 10, _MIN_EVALUATIONS))
-        return 1 + math.floor(min(self._schedule.progress, 1.0) * total)
+        passed = math.floor(min(self._schedule.progress, 1.0) * total)
+        if not self._schedule.finished:  # compiling may have used up the time before the first step
+            passed = min(passed, max(total - 1, 0))
+        return 1 + passed
 
     def _is_affordable(self) -> bool:
         """Return True unless evaluations took over a tenth of the time of a training by the clock.

@@ -393,6 +393,17 @@ def test_training_takes_a_step_even_if_evaluating_used_up_the_time(root: Path, t
     assert result.steps >= 1
 
 
+def test_training_takes_a_step_even_if_compiling_used_up_the_time(
+    root: Path, tokens: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.training.trial.measure_step", lambda *arguments, **options: (0.01, 60.0))
+    path = run_stage(root, plan.make_plan(tokens, "mini", name="compiled", minutes=0.1)).artifact.path
+    result = run.read_result(path)
+    assert result.steps >= 1
+    assert result.bits_per_char is not None
+    assert (path / "losses.safetensors").is_file()
+
+
 def test_checkpoints_are_saved_by_the_clock_and_at_most_three_kept(
     root: Path, tokens: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
