@@ -156,11 +156,6 @@ class RunNumbers:
         return int(str(self.result.get("best", "")).rpartition("-")[2] or 0)
 
     @property
-    def task(self) -> str:
-        """The task of a tuning, "sft" or "dpo"; "" for pretraining."""
-        return str(self.result.get("task") or "")
-
-    @property
     def score(self) -> float | None:
         """Bits per character of the best checkpoint; None without validation text."""
         value = self.result.get("best_bits_per_char", self.result.get("bits_per_char"))

@@ -96,17 +96,22 @@ def _incidents(numbers: RunNumbers, plans: Sequence[dict[str, Any]], say: Langua
     if skipped:
         lines.append(
             say(
-                f"{skipped:,} steps were skipped, because a number was not finite.",
+                f"{_counted(skipped, 'step was', 'steps were')} skipped, because a number was not finite.",
                 f"{skipped:,} 步出现非有限数值，已跳过。",
             )
         )
     if rollbacks:
-        lines.append(say(f"It went back to a checkpoint {rollbacks:,} times.", f"退回到检查点 {rollbacks:,} 次。"))
-    if len(plans) > 1:
         lines.append(
-            say(f"It was interrupted and resumed {len(plans) - 1:,} times.", f"中断后恢复训练 {len(plans) - 1:,} 次。")
+            say(f"It went back to a checkpoint {_counted(rollbacks, 'time')}.", f"退回到检查点 {rollbacks:,} 次。")
         )
+    if len(plans) > 1:
+        times = _counted(len(plans) - 1, "time")
+        lines.append(say(f"It was interrupted and resumed {times}.", f"中断后恢复训练 {len(plans) - 1:,} 次。"))
     return lines
+
+
+def _counted(count: int, one: str, more: str = "") -> str:
+    return f"{count:,} {one if count == 1 else more or f'{one}s'}"
 
 
 def _configuration(numbers: RunNumbers, say: Language) -> Section:

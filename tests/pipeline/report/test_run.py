@@ -301,6 +301,15 @@ def test_run_mixed_with_ngrams_says_what_its_losses_are_of(novel: Artifact, tmp_
     assert "network alone" in str(run_sections.chapter(mixed, ENGLISH).sections[0].blocks)
 
 
+@pytest.mark.parametrize(("plans", "line"), [(2, "resumed 1 time."), (3, "resumed 2 times.")])
+def test_incidents_are_counted_in_plain_english(novel: Artifact, tmp_path: Path, plans: int, line: str) -> None:
+    resumed = copy_without(novel, tmp_path / "resumed")
+    (event,) = (text for text in resumed.file("log.jsonl").read_text().splitlines() if '"plan"' in text)
+    resumed.file("log.jsonl").write_text(f"{event}\n" * plans)
+    notes = [note.text for note in blocks_of(run_sections.chapter(resumed, ENGLISH), Note)]
+    assert f"It was interrupted and {line}" in notes
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
