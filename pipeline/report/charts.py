@@ -105,7 +105,7 @@ def percent(count: int, total: int) -> str:
     return "<0.01 %" if 0 < share < 0.005 else f"{share:.2f} %"
 
 
-def histogram(edges: Sequence[float], counts: Sequence[int], label: str, *, is_log: bool = False) -> Markup:
+def histogram(edges: Sequence[int], counts: Sequence[int], label: str, *, is_log: bool = False) -> Markup:
     """Return a histogram: bar i spans `[edges[i], edges[i + 1])`. `label` describes the chart to screen readers."""
     across = Axis(edges[0], edges[-1], is_log)
     up = Axis(0.0, float(max([*counts, 1])))
@@ -115,7 +115,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], label: str, *, is_l
             left, right = 100 * across.position(low), 100 * across.position(high)
             height = max(1.0, HEIGHT * up.position(count))
             gap = min(0.15, (right - left) / 5)
-            title = f"{short(low)}–{short(high)}: {count:,}"
+            title = f"{low:,}–{high - 1:,}: {count:,}" if high - low > 1 else f"{low:,}: {count:,}"
             parts.append(_BAR.format(left, HEIGHT - height, max(right - left - gap, 0.1), height, title))
     return _CHART.format("", label, HEIGHT, Markup("").join([*parts, _x_ticks(across)]))
 

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from pipeline.errors import BadData
-from pipeline.report import corpus, reports
+from pipeline.report import charts, corpus, reports
 from pipeline.report.bins import bins_of
 from pipeline.report.languages import Language
 from pipeline.report.replay import changes_of_rules
@@ -57,6 +57,11 @@ def test_page_shows_the_counts_of_the_manifest(store: Path) -> None:
     tally = artifact.manifest.ledger["characters"]
     for rule, count in tally["dropped"].items():
         assert re.search(rf">{rule}</td><td class=\"number\">−{count:,}<", page), rule
+
+
+def test_bars_name_the_lengths_that_they_count() -> None:
+    chart = charts.histogram((59, 60, 1000, 1026), (1, 2, 3), "label")
+    assert re.findall("<title>(.*?)</title>", chart) == ["59: 1", "60–999: 2", "1,000–1,025: 3"]
 
 
 def test_unchanged_characters_are_not_called_documents(tmp_path: Path) -> None:
