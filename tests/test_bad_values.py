@@ -94,6 +94,7 @@ def base(place: Place, option: str) -> dict[str, list[str]]:
         "train": ["--tokens", "book", *TINY, *length, "--dry-run", "--device", "cpu"],
         "presets": [],
         "sample": ["run", "--prompt", "话", "--max-tokens", "2", "--device", "cpu"],
+        "chat": ["run", "--prompt", "话", "--max-tokens", "2", "--device", "cpu"],
         "serve": ["run", "--port", str(place.port), "--device", "cpu"],
         "import-model": [str(place.folder / "hf"), "--tokenizer", "book", "--name", "imported"],
         "export": ["tokens", "book", "--to", "nanogpt", "--out", "exported"],
