@@ -157,7 +157,9 @@ class _Row:
 
 def _add_conversations(task: TokenizeTask, row: _Row, by_split: dict[str, list[_Row]], result: Encoded) -> None:
     """Add the conversation of a line, or the two of a preference pair, whose text is that of the first."""
-    line = bytes(task.lines[row.offset - task.offset :]).partition(b"\n")[0]
+    start = row.offset - task.offset
+    end = task.lines.find(b"\n", start)
+    line = bytes(task.lines[start : end if end >= 0 else len(task.lines)])
     try:
         conversations, is_held_out = jsonl.parse_turns(line)
     except jsonl.DECODE_ERRORS:
