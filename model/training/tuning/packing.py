@@ -20,6 +20,7 @@ from pipeline.tokenizers import Tokenizer
 from pipeline.tokens.store import TokenArray
 
 _MOST_COMBINED = 1 << 13  # items: best fit leaves little space between more of them
+_MOST_SUMS = 1 << 33  # items times the square of a row's capacity: about a second
 _CHUNK_TOKENS = 1 << 22  # of the mask, read at once
 
 
@@ -123,7 +124,8 @@ def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     A few items are packed in two ways, of which the one with fewer rows is taken.
     """
     rows = best_fit(lengths, capacity)
-    if len(lengths) > _MOST_COMBINED or len(rows) * capacity - lengths.sum() < capacity:
+    limit = min(_MOST_COMBINED, _MOST_SUMS // capacity**2)
+    if len(lengths) > limit or len(rows) * capacity - lengths.sum() < capacity:
         return rows
     return min(rows, fullest_rows(lengths, capacity), key=len)
 

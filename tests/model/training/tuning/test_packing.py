@@ -80,6 +80,12 @@ def test_full_rows_are_combined_where_best_fit_leaves_space() -> None:
     assert [len(function(halves, 100)) for function in (best_fit, fullest_rows, pack)] == [3, 2, 2]
 
 
+def test_many_items_are_not_combined_in_large_rows_which_would_take_minutes() -> None:
+    lengths = np.random.default_rng(0).integers(1600, 1700, 1000)
+    assert len(fullest_rows(lengths[:100], 8192)) < len(best_fit(lengths[:100], 8192))
+    assert pack(lengths, 8192) == best_fit(lengths, 8192)
+
+
 def test_rows_hold_every_answer_once_and_say_where_its_conversation_began() -> None:
     talks = sums(50)
     rows = PackedRows(documents(talks), conversation_pieces(documents(talks), 96), 96)
