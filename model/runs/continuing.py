@@ -15,12 +15,14 @@ from model.runs.plan import (
     TrainPlan,
     earlier_folders,
     identify,
+    kind_of,
     override_preset,
     read_config,
     read_preset,
     require_same_tokenizer,
 )
 from model.runs.run import read_result
+from model.runs.tuning import TASKS
 from pipeline.errors import BadConfig, BadData
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
@@ -43,11 +45,22 @@ def plan_continuation(
             hint=f"`inkstone train --from {run.manifest.name} --name NEW` starts from its weights",
         )
     require_same_tokenizer(tokens, run)
+    _require_same_task(tokens, run)
     usual = _usual_length(run)
     preset = override_preset(preset, steps, minutes, None)
     is_usual = _length(preset.train) == usual
     plan = TrainPlan(run.manifest.name, preset_name, preset, tokens, usual_length=None if is_usual else usual)
     return _continue(plan, run)
+
+
+def _require_same_task(tokens: Artifact, run: Artifact) -> None:
+    """Raise BadConfig for text or conversations that the numbers of a run are not for."""
+    task, expected = (name or "pretraining" for name in (TASKS.get(kind_of(tokens)), read_result(run.path).task))
+    if task != expected:
+        raise BadConfig(
+            f"{run.ref} continues on tokens for {expected}, got {tokens.ref} for {task}",
+            hint=f"`inkstone train {tokens.manifest.name} --from {run.manifest.name} --name NEW` takes its weights",
+        )
 
 
 def _length(train: TrainConfig) -> Length:

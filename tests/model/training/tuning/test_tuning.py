@@ -158,6 +158,17 @@ def test_pairs_tune_a_tuned_run(root: Path) -> None:
     assert run.read_result(continued.path).tuning["kl_before"] == pytest.approx(result.tuning["kl_after"], abs=2e-3)
 
 
+def test_a_run_does_not_continue_on_tokens_of_another_task(root: Path) -> None:
+    from model.runs.continuing import plan_continuation
+
+    tokens, parent = prepare(root)
+    tuned = tune(root, tokens, parent, steps=1)
+    preferences = publish_tokens(root, "preferences", *KINDS["preferences"], name="pairs")
+    with pytest.raises(BadConfig, match=r"continues on tokens for sft, got tokens/pairs/.* for dpo") as refused:
+        plan_continuation(tuned, preferences)
+    assert "inkstone train pairs --from tuned" in refused.value.hint
+
+
 def test_a_continued_run_with_factors_starts_from_the_merged_weights(root: Path) -> None:
     from model.runs.continuing import plan_continuation
 
