@@ -25,6 +25,9 @@ from model.network.kv_cache import CacheView, LayerCache
 from model.network.ngrams import NGrams
 from model.network.skip_init import SkipInit
 
+VOCABULARY_TABLES = ("embedding.weight", "head.weight", "head_bias")
+"""Weights of a GPT with a row for each id; a network has those that its configuration asks for."""
+
 
 def norm(config: GPTConfig, width: int) -> nn.Module:
     if config.norm == "rms":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.config import GPTConfig
-from model.network.gpt import GPT
+from model.network.gpt import GPT, VOCABULARY_TABLES
 from model.network.ngrams import MAX_TOKENS, NGrams
 from model.runs import checkpoint
 from model.runs.checkpoint import CheckpointTensors
@@ -99,7 +99,7 @@ def _read(parent: Parent, model: GPTConfig) -> CheckpointTensors:
             return checkpoint.read(checkpoints / parent.result.last)
         weights = checkpoint.read_weights(checkpoints / parent.result.best)
         vocab_size = checkpoint.read_state(checkpoints / parent.result.best).model.vocab_size
-        weights = grow_vocabulary(_cut_positions(weights, model.block_size), vocab_size, model.vocab_size)
+        weights = grow_vocabulary(_cut_positions(weights, model.block_size), model.vocab_size - vocab_size)
         return CheckpointTensors(weights, {})
     except BadData as error:
         hint = f"`rollback runs/{parent.path.parent.name}` returns to the run before"
@@ -111,14 +111,14 @@ def _cut_positions(weights: dict[str, Tensor], block_size: int) -> dict[str, Ten
     return {name: weight[:block_size] if name == "position.weight" else weight for name, weight in weights.items()}
 
 
-def grow_vocabulary(weights: dict[str, Tensor], vocab_size: int, new_size: int) -> dict[str, Tensor]:
-    """Add rows to the tables of `vocab_size` ids, such as the embedding; each is the mean of the rows of a table."""
+def grow_vocabulary(weights: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Add `count` rows to the tables of the vocabulary, such as the embedding; each is the mean of a table's rows."""
 
     def grown(name: str, weight: Tensor) -> Tensor:
-        if weight.shape[:1] != (vocab_size,) or name.startswith(("blocks.", "bigrams.")):
+        if name not in VOCABULARY_TABLES:
             return weight
         mean = weight.double().mean(0, keepdim=True).to(weight.dtype)
-        return torch.cat([weight, *[mean] * (new_size - vocab_size)])
+        return torch.cat([weight, *[mean] * count])
 
     return {name: grown(name, weight) for name, weight in weights.items()}
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.network.gpt import GPT
+from model.network.gpt import GPT, VOCABULARY_TABLES
 
 _SCALE = 2.0  # alpha / rank, as most use it
 _A, _B = ".lora_a", ".lora_b"
@@ -40,7 +40,7 @@ def add(model: GPT, rank: int, special: Collection[int]) -> None:
             if isinstance(layer, nn.Linear) and not name.endswith("attention.gate"):
                 block.set_submodule(name, LoRALinear(layer, rank))
     for name, table in model.named_parameters():
-        if table.shape[:1] == (model.config.vocab_size,) and not name.startswith(("blocks.", "bigrams.")):
+        if name in VOCABULARY_TABLES:
             _train_rows(table, special)
 
 

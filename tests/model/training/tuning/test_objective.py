@@ -179,8 +179,12 @@ def test_merged_factors_compute_what_unmerged_ones_do(config: GPTConfig) -> None
     torch.testing.assert_close(plain(ids), unmerged, atol=1e-5, rtol=1e-5)
 
 
-def test_factors_and_the_rows_of_special_tokens_are_all_that_is_trained() -> None:
-    rows, model = packed(sums(20), conversation_pieces), perturbed_network(replace(FAST, tied=False, head_bias=True))
+@pytest.mark.parametrize(
+    "sizes", [{}, {"width": CHAT.vocab_size, "heads": 1, "positions": "learned"}], ids=["", "width"]
+)
+def test_factors_and_the_rows_of_special_tokens_are_all_that_is_trained(sizes: dict[str, int]) -> None:
+    config = replace(FAST, tied=False, head_bias=True, **sizes)
+    rows, model = packed(sums(20), conversation_pieces), perturbed_network(config)
     special = tuple(CHAT.special.values())
     learner = learner_of(model, Tuning(answer_loss, special), 4, 4, lora_rank=2, learning_rate=0.1)
     before = {name: weight.detach().clone() for name, weight in learner.weights.items()}

@@ -122,8 +122,12 @@ def test_a_tuned_run_is_an_ordinary_run(root: Path, network: dict[str, Any], set
     assert loaded.generate("1+1", max_tokens=4)
 
 
-def test_new_ids_begin_as_the_mean_of_the_others(root: Path) -> None:
-    tokens, parent = prepare(root, tied=False, head_bias=True)
+@pytest.mark.parametrize(
+    "sizes", [{}, {"block_size": BASE.vocab_size}, {"width": BASE.vocab_size, "heads": 1}], ids=["", "block", "width"]
+)
+def test_new_ids_begin_as_the_mean_of_the_others(root: Path, sizes: dict[str, int]) -> None:
+    """Also where weights without a row for each id have as many rows: positions, and norms."""
+    tokens, parent = prepare(root, tied=False, head_bias=True, **sizes)
     tuned = tune(root, tokens, parent, steps=1, learning_rate=1e-12)
     before, after = (checkpoint.read_weights(run.checkpoint_path(source, "last")) for source in (parent, tuned))
     for name in ("embedding.weight", "head.weight", "head_bias"):
