@@ -163,11 +163,9 @@ def choose_rule(documents: Documents, mode: str, fraction: float, stored: SplitR
     count = sum(1 for _ in documents)
     characters = sum(len(block) for document in documents for block in document.blocks())
     message = f"{count:,} document{'' if count == 1 else 's'} of {characters:,} characters"
-    if mode == "document":
-        hint = "--val-split stretch holds out parts of documents; --val-fraction 0 trains on everything"
-        raise BadData(f"{message} cannot be divided by documents", hint=hint)
+    reason = " cannot be divided by documents" if mode == "document" else ": too short to hold some of it out"
     hint = "--val-fraction 0 trains on everything; --val FILE validates on another text"
-    raise BadData(f"{message}: too short to hold some of it out", hint=hint)
+    raise BadData(f"{message}{reason}", hint=hint)
 
 
 def _choose_mode(documents: Documents, mode: str) -> tuple[str, int]:

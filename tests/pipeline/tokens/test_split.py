@@ -187,7 +187,7 @@ def test_text_that_is_too_short_is_refused_with_its_size(tmp_path: Path, root: P
     assert "--val-fraction 0" in caught.value.hint
     with pytest.raises(BadData, match="cannot be divided by documents") as caught:
         run(root, file_of(tmp_path / "a.jsonl", prose(3, 5000)))
-    assert "--val-split stretch" in caught.value.hint
+    assert "--val-fraction 0" in caught.value.hint
     assert nothing_published(root)
 
 
