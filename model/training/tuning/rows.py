@@ -10,7 +10,6 @@ import numpy as np
 
 from model.training.permutation import GOLDEN, mix, permute
 from model.training.tuning.packing import Documents, Pieces, pack
-from pipeline.errors import BadData
 from pipeline.tokens.store import TokenArray
 
 PLANES = 5
@@ -30,7 +29,7 @@ INPUTS, TARGETS, DIVISORS, POSITIONS, SEGMENTS = range(PLANES)
 class PackedRows:
     """Rows of `block_size` tokens: pieces packed by best fit, those that belong together one after the other.
 
-    Raises BadData if there is no piece. `seed` and `key`, that of the store, decide the order of the rows.
+    There is at least one piece. `seed` and `key`, that of the store, decide the order of the rows.
     """
 
     documents: Documents
@@ -38,12 +37,6 @@ class PackedRows:
     block_size: int
     seed: int = 0
     key: str = ""
-
-    def __post_init__(self) -> None:
-        if not len(self.pieces.starts):
-            raise BadData(
-                "no conversation has an answer within a block", hint="start from a run with a larger block_size"
-            )
 
     @property
     def tokens(self) -> TokenArray:

@@ -126,6 +126,11 @@ def packed(store: TokenStore, split: str, block_size: int, seed: int = 0) -> Pac
     tokenizer = _chat_tokenizer(store)
     documents = Documents(ids, mask, store.document_lengths(split), tokenizer, tokenizer.end_of_turn)
     pieces = (conversation_pieces if store.chat == "chat" else preference_pieces)(documents, block_size)
+    if not len(pieces.starts):
+        raise BadData(
+            f"{store.artifact.ref}: no answer of its {split} split is within a block of {block_size:,} tokens",
+            hint="start from a run with a larger block_size, or shorten the conversations",
+        )
     return PackedRows(documents, pieces, block_size, seed, store.key)
 
 

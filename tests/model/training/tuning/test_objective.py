@@ -182,7 +182,7 @@ def test_merged_factors_compute_what_unmerged_ones_do(config: GPTConfig) -> None
 @pytest.mark.parametrize(
     "sizes", [{}, {"width": CHAT.vocab_size, "heads": 1, "positions": "learned"}], ids=["", "width"]
 )
-def test_factors_and_the_rows_of_special_tokens_are_all_that_is_trained(sizes: dict[str, int]) -> None:
+def test_factors_and_the_rows_of_special_tokens_are_all_that_is_trained(sizes: dict[str, Any]) -> None:
     config = replace(FAST, tied=False, head_bias=True, **sizes)
     rows, model = packed(sums(20), conversation_pieces), perturbed_network(config)
     special = tuple(CHAT.special.values())

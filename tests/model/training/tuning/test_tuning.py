@@ -16,7 +16,7 @@ from model import api
 from model.config import TrainConfig, identity
 from model.runs import checkpoint, plan, run, tuning
 from model.training import stage
-from pipeline.errors import BadConfig
+from pipeline.errors import BadConfig, BadData
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Characters
@@ -35,7 +35,7 @@ from tests.support.training import (
     samples,
     tensors,
 )
-from tests.support.tuning import BASE, CHAT, pairs, publish_tokens, sums, tune
+from tests.support.tuning import BASE, CHAT, messages, pairs, publish_tokens, sums, tune
 
 __all__ = ["no_loss_curve", "preloaded", "single_thread_offline"]  # fixtures
 
@@ -125,7 +125,7 @@ def test_a_tuned_run_is_an_ordinary_run(root: Path, network: dict[str, Any], set
 @pytest.mark.parametrize(
     "sizes", [{}, {"block_size": BASE.vocab_size}, {"width": BASE.vocab_size, "heads": 1}], ids=["", "block", "width"]
 )
-def test_new_ids_begin_as_the_mean_of_the_others(root: Path, sizes: dict[str, int]) -> None:
+def test_new_ids_begin_as_the_mean_of_the_others(root: Path, sizes: dict[str, Any]) -> None:
     """Also where weights without a row for each id have as many rows: positions, and norms."""
     tokens, parent = prepare(root, tied=False, head_bias=True, **sizes)
     tuned = tune(root, tokens, parent, steps=1, learning_rate=1e-12)
@@ -242,6 +242,16 @@ def test_what_does_not_fit_is_refused_in_one_line(root: Path, options: tuple[str
     result = command(root, *options).run_forked()
     assert result.code == 78
     assert message in result.err
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_split_without_an_answer_within_a_block_is_refused(root: Path, kind: str, split: str) -> None:
+    splits = dict(zip(("train", "val"), KINDS[kind], strict=True))
+    splits[split] = [messages("x" * 99, answer) for answer in ("a", "b")]
+    parent = publish_run(root, NETWORK, BASE, name="parent")
+    with pytest.raises(BadData, match=rf"tokens/talk/\w+: no answer of its {split} split is within a block of 96"):
+        tune(root, publish_tokens(root, kind, splits["train"], splits["val"]), parent)
 
 
 def test_conversations_are_not_pretrained_on(root: Path) -> None:
