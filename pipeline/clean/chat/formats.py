@@ -65,8 +65,8 @@ def turns_of(record: Mapping[str, Any]) -> list[Turn]:
     messages = next((record[name] for name in _LISTS if isinstance(record.get(name), list)), None)
     if messages is None:
         question, answer = (record[_first(record, names)] for names in (_QUESTIONS, _ANSWERS))
-        given = record.get(_first(record, _INPUTS))
-        if isinstance(question, str) and isinstance(given, str) and given.strip():
+        given = _text(record.get(_first(record, _INPUTS)))
+        if isinstance(question, str) and given.strip():
             question = f"{question}\n{given}"
         messages = [*_as_messages(question, "user"), *_as_messages(answer, "assistant")]
     return [Turn("messages", role, content) for role, content in _with_system(record, _messages(messages))]
@@ -117,6 +117,13 @@ def _content(message: Mapping[str, Any]) -> str:
 
 
 def _with_system(record: Mapping[str, Any], messages: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    system = record.get("system")
-    is_first = isinstance(system, str) and system.strip() and messages[:1] != [("system", system)]
-    return [("system", str(system)), *messages] if is_first else messages
+    system = _text(record.get("system"))
+    is_first = system.strip() and messages[:1] != [("system", system)]
+    return [("system", system), *messages] if is_first else messages
+
+
+def _text(value: Any) -> str:
+    """Return the text of a field that may be missing. Raises Refused for one that is no text."""
+    if value and not isinstance(value, str):
+        raise Refused("no-text")
+    return value or ""

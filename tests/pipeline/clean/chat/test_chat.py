@@ -94,6 +94,8 @@ WRONG = [
     ({"messages": [ROUND[0], {"content": "x"}]}, "unknown-role"),
     ({"messages": [ROUND[0], {"role": "assistant", "content": None}]}, "no-text"),
     ({"messages": [ROUND[0], {"role": "assistant", "content": [{"type": "image_url"}]}]}, "no-text"),
+    ({"instruction": "x", "input": ["y"], "output": "z"}, "no-text"),
+    ({"prompt": "x", "completion": "z", "system": 5}, "no-text"),
     ({"messages": ["hello"]}, "no-message"),
     ({"text": "a text"}, "bad-record"),
     ({"messages": []}, "no-answer"),
