@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.generation import engine
 from model.generation.engine import Sample
@@ -33,17 +33,18 @@ _RISE = 1.02  # times the best loss
 
 @dataclass(frozen=True)
 class Rise:
-    """A rise of the validation loss, in nats per token: the best step and its loss, the last step and its loss."""
+    """A rise of the validation loss, in `unit`: the best step and its loss, the last step and its loss."""
 
     best_step: int
     best: float
     step: int
     loss: float
+    unit: str = "nats per token"
 
     def __str__(self) -> str:
         percent = 100 * (self.loss / self.best - 1)
         return (
-            f"validation rose by {percent:.1f} %, from {self.best:.3f} nats per token at step {self.best_step:,} "
+            f"validation rose by {percent:.1f} %, from {self.best:.3f} {self.unit} at step {self.best_step:,} "
             f"to {self.loss:.3f} at step {self.step:,}"
         )
 
@@ -120,6 +121,8 @@ class Evaluator:
         config, rise = self._learner.config, None
         if metrics.folder:
             rise = find_rise(evaluations(metrics.folder), config.patience or _PATIENCE)
+        if rise and isinstance(self.validation, HeldOutPairs):
+            rise = replace(rise, unit="nats per pair")
         if rise and not (config.patience or config.minutes):
             if not self._has_warned:
                 report(f"warning: {rise}: more text or --set dropout=… helps; --patience {_PATIENCE} ends it early")

@@ -162,6 +162,16 @@ def test_pairs_tune_a_tuned_run(root: Path) -> None:
     assert run.read_result(continued.path).tuning["kl_before"] == pytest.approx(result.tuning["kl_after"], abs=2e-3)
 
 
+def test_pairs_whose_loss_rises_end_early_from_the_best_checkpoint(root: Path) -> None:
+    """The held-out pairs prefer the answers that the others reject."""
+    tokens = publish_tokens(root, "preferences", pairs(30), pairs(8)[::-1])
+    parent = publish_run(root, NETWORK, BASE, name="parent")
+    tuned = tune(root, tokens, parent, steps=60, evaluations=6, patience=1, learning_rate=0.01)
+    result = run.read_result(tuned.path)
+    assert "nats per pair at step" in result.ended_early
+    assert result.steps < 60
+
+
 def test_a_run_does_not_continue_on_tokens_of_another_task(root: Path) -> None:
     from model.runs.continuing import plan_continuation
 
