@@ -192,13 +192,13 @@ SETTINGS: dict[str, Setting] = {
         "merged at the end; 0: all weights",
         Range(0, 1 << 16),
     ),
-    "replay": Setting(
-        "share of the rows of sft, and of its loss, that is text which the base model was trained on; 0: none",
-        Range(0.0, 0.9),
-    ),
     "beta": Setting(
         "of dpo, the strength with which the network is held to the run it starts from (Rafailov et al. 2023)",
         Range(1e-4, 1e4, zero=True),
+    ),
+    "replay": Setting(
+        "share of the rows of sft, and of its loss, that is text which the base model was trained on; 0: none",
+        Range(0.0, 0.9),
     ),
     "seed": Setting("decides the first weights, the batches and the dropout", _COUNT),
 }

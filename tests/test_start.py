@@ -13,7 +13,7 @@ import pytest
 
 import cli
 from model.runs.run import read_result
-from model.training import baselines, trainer
+from model.training import baselines
 from model.training.baselines import Baselines
 from pipeline.refresh import recipe as recipes
 from pipeline.store import artifact
@@ -93,9 +93,10 @@ def test_end_has_a_verdict_and_the_next_commands_and_counts_simple_models_once(
 
     def count(*arguments: Any) -> Baselines:
         calls.append(arguments)
-        return baselines.compute_baselines(*arguments)
+        return compute_baselines(*arguments)
 
-    monkeypatch.setattr(trainer, "compute_baselines", count)
+    compute_baselines = baselines.compute_baselines
+    monkeypatch.setattr(baselines, "compute_baselines", count)
     monkeypatch.chdir(tmp_path)
     Path("novel.txt").write_text(prose(1), encoding="utf-8")
     assert cli.main(["--artifacts", str(root), "start", "novel.txt", *MINUTES]) == 0

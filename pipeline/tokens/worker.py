@@ -218,7 +218,7 @@ def _row_differences(tokenizer: Tokenizer, rows: Sequence[_Row], encoded: FlatId
     It is not kept, since its ids stand between those of the template.
     """
     texts = [row.text for row in rows]
-    if not rows[0].messages:
+    if not any(row.messages for row in rows):
         return _differences(tokenizer, texts, encoded, split)
     return _differences(tokenizer, texts, tokenizer.encode_batch(texts), "train")
 
