@@ -224,12 +224,15 @@ def refresh_outcome(refreshed: RefreshResult, lines: list[str]) -> Outcome:
 
 
 def add_report(settings: Settings, recipe: Recipe, outcome: Outcome) -> None:
-    """Write the report of a recipe if something was built or it is missing, and add its path to the outcome."""
+    """Write the report of a recipe unless it is there and up to date, and add its path to the outcome."""
     from pipeline.report import reports
+    from pipeline.store.leftovers import remove_leftovers_of
 
-    if outcome.result != "built" and reports.path_of(settings.root, recipe.name).is_file():
-        return
+    path = reports.path_of(settings.root, recipe.name)
     try:
+        remove_leftovers_of(path)
+        if outcome.result != "built" and path.is_file() and not reports.outdated_refs(settings.root, path.read_bytes()):
+            return
         note = settings.progress.note
         path = reports.write_of_recipe(settings.root, recipe.name, recipe.report.lang, note)
     except (errors.InkstoneError, OSError) as error:  # the artifacts are published, and the next refresh tries again

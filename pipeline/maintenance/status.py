@@ -7,7 +7,7 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -127,9 +127,8 @@ def _report_row(root: Path, path: Path) -> StatusRow:
         content = read_regular(path)
     except (OSError, BadData) as error:
         return StatusRow(ref, "damaged", _age_hours(path), 0, str(error))
-    refs = [PurePosixPath(name) for name in page.refs_of(content)]
-    older = [name for name in refs if current_key(root / name.parent) != name.name]
-    summary = f"about {', '.join(map(str, refs))}" + (f"; {len(older)} no longer current" if older else "")
+    older = reports.outdated_refs(root, content)
+    summary = f"about {', '.join(page.refs_of(content))}" + (f"; {len(older)} no longer current" if older else "")
     return StatusRow(ref, "current" if page.is_intact(content) else "damaged", _age_hours(path), len(content), summary)
 
 

@@ -69,7 +69,7 @@ def refresh(
     """
     path = state.lock_of(root, recipe.name)
     with locks.lock(path, wait=wait, action=f"refresh {recipe.name}", run_id=run_id, stop=progress.stop) as lock:
-        remove_leftovers_of(state.path_of(root, recipe.name), root / "reports" / f"{recipe.name}.html")
+        remove_leftovers_of(state.path_of(root, recipe.name))
         journal = _Journal(root, state.read(root, recipe.name), run_id, lock)
         with journal, ExitStack() as leases:
             journal.begin("plan")

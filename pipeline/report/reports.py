@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pipeline.errors import BadConfig, CannotCreate
 from pipeline.report import overview, page
@@ -14,6 +14,7 @@ from pipeline.report.languages import Language, language_of
 from pipeline.report.section import Chapter
 from pipeline.store import files
 from pipeline.store.artifact import Artifact, lease, require_intact
+from pipeline.store.generations import current_key
 
 FOLDER = "reports"
 # Modules with a function `chapter(artifact, say)`, by kind. They are imported when a report needs them: `status`, which
@@ -69,6 +70,12 @@ def write_of_recipe(root: Path, name: str, lang: str, report: Callable[[str], No
     path = require_replaceable(path_of(root, name))
     write(path, render(name, chain.chain(root, name, report), language_of(lang)))
     return path
+
+
+def outdated_refs(root: Path, content: bytes) -> list[str]:
+    """Return the artifacts that a report describes and that are no longer current."""
+    refs = map(PurePosixPath, page.refs_of(content))
+    return [str(ref) for ref in refs if current_key(root / ref.parent) != ref.name]
 
 
 def paths(root: Path) -> list[Path]:

@@ -59,6 +59,21 @@ def test_refresh_writes_the_report_in_the_language_of_the_recipe(root: Path, rec
     assert path.read_bytes() != first
 
 
+def test_refresh_after_a_kill_before_or_within_the_report_writes_it(root: Path, recipe: Path) -> None:
+    path = root / "reports" / "book.html"
+    pages = []
+    for copies in (3, 4):
+        (recipe.parent / "book.txt").write_text(TEXT * copies, encoding="utf-8")
+        run(root, "refresh", recipe, "--through", "clean")
+        pages.append(path.read_bytes())
+    path.write_bytes(pages[0])
+    leftover = path.with_name(".tmp.book.html.00000000.1.0123abcd")
+    leftover.write_text("half a page")
+    run(root, "refresh", recipe, "--through", "clean")
+    assert path.read_bytes() == pages[1]
+    assert not leftover.exists()
+
+
 def test_refresh_of_a_recipe_with_another_language_is_refused(root: Path, recipe: Path, capfd: Any) -> None:
     recipe.write_text(RECIPE.format(lang="fr"), encoding="utf-8")
     assert cli.main(["--artifacts", str(root), "refresh", str(recipe)]) == 78
