@@ -22,6 +22,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--hide-scrollbars",
+    "--force-prefers-reduced-motion",
 )
 
 # The contrast of each text with its background, with transparent backgrounds blended: the texts below 4.5.
@@ -60,8 +61,8 @@ return low;
 
 
 @contextmanager
-def open_browser(profile: Path) -> Iterator[webdriver.Chrome]:
-    """Start Chromium with a profile in that folder. The test is skipped if there is none."""
+def open_browser(profile: Path, language: str = "en") -> Iterator[webdriver.Chrome]:
+    """Start Chromium with a profile in that folder, for a user of `language`. The test is skipped if there is none."""
     program, driver = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
     if not (program and driver):
         pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
@@ -69,6 +70,7 @@ def open_browser(profile: Path) -> Iterator[webdriver.Chrome]:
     options.binary_location = program
     for flag in (*FLAGS, f"--user-data-dir={profile}"):
         options.add_argument(flag)
+    options.add_experimental_option("prefs", {"intl.accept_languages": language})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     browser = webdriver.Chrome(options, Service(driver))
     try:
@@ -79,9 +81,19 @@ def open_browser(profile: Path) -> Iterator[webdriver.Chrome]:
 
 def show(browser: webdriver.Chrome, *, width: int = 1280, is_dark: bool = False) -> None:
     """Set the width of the page in pixels, and the colour scheme that the user prefers."""
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    prefer(browser, "dark" if is_dark else "light")
+    set_viewport(browser, width)
+
+
+def prefer(browser: webdriver.Chrome, scheme: str) -> None:
+    """Set the colour scheme that the user prefers, "light" or "dark"."""
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def set_viewport(browser: webdriver.Chrome, width: int, height: int = 900) -> None:
+    """Set the size in pixels of the viewport, not of the window around it."""
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 

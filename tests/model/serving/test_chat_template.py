@@ -16,7 +16,8 @@ from model.serving.chat import Message, template_prompt
 from model.serving.requests import APIError
 from pipeline.store.artifact import find
 from pipeline.tokenizers import ChatTokenizer
-from tests.support.page import Page, chromium, prefer
+from tests.support.browser import low_contrast, open_browser, prefer
+from tests.support.page import Page
 from tests.support.serving import NAME, Reply, Server, ask, complete, serving, train_chat
 
 QUESTION = {"role": "user", "content": "7+1?"}
@@ -145,7 +146,7 @@ def test_the_page_gets_questions_of_the_chats_and_no_sample(server: Server) -> N
 def test_the_page_chats_and_marks_what_the_model_no_longer_reads(
     server: Server, tmp_path: Path, scheme: str, size: tuple[int, int]
 ) -> None:
-    with chromium(tmp_path / "profile") as browser:
+    with open_browser(tmp_path / "profile") as browser:
         prefer(browser, scheme)
         page = Page(browser, server, *size)
         browser.execute_script("document.getElementById('seed').value = 3")
@@ -165,7 +166,7 @@ def test_the_page_chats_and_marks_what_the_model_no_longer_reads(
         above = page.all("#turns li:has(~ .note)")
         assert len(above) == reply["dropped_messages"]
         assert page.scroll_width() <= size[0]
-        assert page.least_contrast() >= 4.5
+        assert low_contrast(page.browser) == []
         page["new-chat"].click()
         assert page.all("#turns li") == []
         page["send"].click()
@@ -177,7 +178,7 @@ def test_the_page_chats_and_marks_what_the_model_no_longer_reads(
 
 
 def test_a_base_model_has_no_chat_view(trained: Path, tmp_path: Path) -> None:
-    with serving(trained) as server, chromium(tmp_path / "profile") as browser:
+    with serving(trained) as server, open_browser(tmp_path / "profile") as browser:
         page = Page(browser, server)
         assert page["prompt"].is_displayed()
         assert not page["views"].is_displayed()
