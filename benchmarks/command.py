@@ -76,14 +76,17 @@ def _sample(options: _Options) -> list[Row]:
 
 
 def _loss(options: _Options) -> list[Row]:
-    if len(options.files) != 2:
+    if len(options.files) < 2:
         raise errors.BadConfig(
-            f"bench loss needs 2 text files, got {len(options.files)}", hint="run `bench loss TRAIN.txt VAL.txt`"
+            f"bench loss needs 2 text files or more, got {len(options.files)}",
+            hint="run `bench loss TRAIN.txt VAL.txt`",
         )
     from benchmarks import loss
 
+    *train, val = options.files
     return loss.bench(
-        *options.files,
+        train,
+        val,
         options.minutes,
         options.preset,
         options.seed,
@@ -129,7 +132,12 @@ class _BenchmarkName(click.Choice[str]):
     "--size", type=click.IntRange(8), default=256, show_default=True, help="MB of text that tokenize generates."
 )
 @click.option("--minutes", type=Number(), default=5, show_default=True, help="Training time for loss.")
-@click.option("--preset", default="shuihu-fast", show_default=True, help="Preset that loss trains, or auto: chosen.")
+@click.option(
+    "--preset",
+    default="shuihu-fast",
+    show_default=True,
+    help="Preset that loss trains; auto: chosen; plain-loop: as nanoGPT.",
+)
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Override one value of the preset for loss.")
 @click.option(
     "--tokenizer",
@@ -157,8 +165,8 @@ def bench(
     """Compare Inkstone with other tools that do the same work, alternately on this machine.
 
     Without a name, all benchmarks except loss and gpu run. `bench tokenize SHARD...` measures your own shards, not
-    generated ones. `bench loss TRAIN.txt VAL.txt` trains on the first text and reports the bits per character of the
-    second. `bench gpu` checks what Inkstone claims about a GPU, one line per claim (docs/gpu.md).
+    generated ones. `bench loss TRAIN... VAL` trains on all texts but the last and reports the bits per character of the
+    last. `bench gpu` checks what Inkstone claims about a GPU, one line per claim (docs/gpu.md).
     """
     if missing := [path for path in files if not path.is_file()]:
         raise errors.InputMissing(f"{missing[0]}: no such file", hint="check the path")

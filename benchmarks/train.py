@@ -129,35 +129,43 @@ class PlainLoop:
     def __init__(
         self, model: GPTConfig, config: TrainConfig, sampler: Sampler, device: torch.device, *, compiled: bool = False
     ) -> None:
-        self._model = GPT(model)
-        self._model.init_weights(config.seed)
-        self._model.to(device)
+        self.network = GPT(model)
+        self.network.init_weights(config.seed)
+        self.network.to(device)
         self._states = torch.compile(self._logits) if compiled else self._logits
-        matrices = [weight for weight in self._model.parameters() if weight.dim() >= 2]
-        vectors = [weight for weight in self._model.parameters() if weight.dim() < 2]
+        matrices = [weight for weight in self.network.parameters() if weight.dim() >= 2]
+        vectors = [weight for weight in self.network.parameters() if weight.dim() < 2]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self._optimizer = torch.optim.AdamW(
             groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=device.type == "cuda"
         )
         self._config, self._sampler, self._device = config, sampler, device
+        self._ids = sampler.tokens.read(0, len(sampler.tokens))
         self._schedule = LRSchedule(config)
 
     def _logits(self, ids: torch.Tensor) -> torch.Tensor:
-        return F.linear(self._model.hidden_states(ids), self._model.embedding.weight)
+        return F.linear(self.network.hidden_states(ids), self.network.embedding.weight)
+
+    def run(self) -> int:
+        """Train until the end of the schedule and return the number of steps."""
+        with self._schedule.paused():
+            pass  # at the end of a pause the clock runs
+        while self._schedule.progress < 1:
+            self.step()
+        return self._schedule.step
 
     def step(self) -> float:
         lr_factor = self._schedule.lr_factor
         for group in self._optimizer.param_groups:
             group["lr"] = lr_factor * self._config.learning_rate
-        data = self._sampler.tokens.segments[0]
         offsets = self._sampler.offsets(self._schedule.step, self._config.batch_size)
         block = self._sampler.block_size
-        x = torch.stack([torch.from_numpy(data[i : i + block].astype(np.int64)) for i in offsets]).to(self._device)
-        y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + block].astype(np.int64)) for i in offsets])
+        x = torch.stack([torch.from_numpy(self._ids[i : i + block]) for i in offsets]).to(self._device)
+        y = torch.stack([torch.from_numpy(self._ids[i + 1 : i + 1 + block]) for i in offsets])
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
             loss = F.cross_entropy(self._states(x).flatten(0, 1), y.to(self._device).flatten())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.clip)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._config.clip)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._schedule.advance()
