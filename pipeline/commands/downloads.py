@@ -48,9 +48,10 @@ def list_outcome() -> Outcome:
     from pipeline.sources.catalogue import CATALOGUE
 
     lines, records = [], []
+    width = max(len(entry.licence) for entry in CATALOGUE.values())
     for name, entry in CATALOGUE.items():
         size = humanize.naturalsize(entry.bytes, format="%.0f")
-        lines.append(f"{name:<20} {size:>7}  {entry.licence:<14} {entry.what}")
+        lines.append(f"{name:<20} {size:>7}  {entry.licence:<{width}}  {entry.what}")
         if entry.left_out:
             lines.append(f"{'':<30} left out: {entry.left_out}")
         records.append({"name": name, **msgspec.structs.asdict(entry), "files": entry.paths()})

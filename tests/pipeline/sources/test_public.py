@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
+from pipeline.commands.downloads import list_outcome
 from pipeline.errors import BadConfig, InputMissing
 from pipeline.runtime.progress import SilentProgress
 from pipeline.sources import cache
@@ -220,6 +221,14 @@ def test_list_prints_every_source_with_size_licence_and_contents(inkstone: Inkst
     assert sources["tang"]["licence"] == "MIT"
     assert len(sources["poetry"]["files"]) == 1272
     assert inkstone("download", code=2)
+
+
+def test_list_aligns_its_columns_and_claims_no_licence_that_a_publisher_does_not_state() -> None:
+    rows = [line for line in list_outcome().lines if not line.startswith(" ")]
+    columns = {line.index(entry.what) for line, entry in zip(rows, CATALOGUE.values(), strict=True)}
+    assert len(columns) == 1
+    for name in ("minimind-chat", "minimind-preferences"):
+        assert CATALOGUE[name].licence == "see the dataset's page"
 
 
 def test_folder_with_lives_of_poets_and_an_empty_file_is_cleaned_and_names_both(
