@@ -11,7 +11,7 @@ import click
 from model.commands.options import CHECKPOINT, DEVICE, PRECISION
 from pipeline.commands.console import Command, Outcome, Settings, option_group
 from pipeline.commands.options import find_artifact
-from pipeline.errors import InkstoneError
+from pipeline.errors import InkstoneError, to_inkstone_error
 
 if TYPE_CHECKING:
     from model.generation.session import Session
@@ -123,7 +123,12 @@ def _report(run: Artifact, code: str) -> bytes:
     from pipeline.report import reports
     from pipeline.report.languages import language_of
 
-    return reports.render(run.manifest.name, [run], language_of(code))
+    try:
+        return reports.render(run.manifest.name, [run], language_of(code))
+    except (InkstoneError, OSError) as cause:
+        error = to_inkstone_error(cause)
+        error.message = error.message.replace(f"{run.path.parents[2]}/", "")  # clients need not know the folder
+        raise error from None
 
 
 def _tokens(root: Path, run: Artifact) -> Artifact | None:

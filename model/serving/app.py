@@ -32,6 +32,7 @@ from model.serving.model_info import ModelInfo
 from model.serving.requests import APIError, CompletionRequest, error_body, make_sequences, parse, tokenize_prompts
 from model.serving.responses import CompletionResponse
 from model.serving.scheduler import GenerationFailed, QueueFull, Scheduler, ShuttingDown
+from pipeline.errors import InkstoneError, InputMissing
 
 _MAX_BODY = 1 << 20  # bytes
 _MAX_DISCARDED = 16 << 20  # bytes of an oversized body to read, so that the client gets to read the error
@@ -106,7 +107,11 @@ class _Endpoints:
             raise APIError(404, "this server has no report of its run")
         async with self._rendering:  # one at a time; it is rendered once in each language
             if language not in self._reports:
-                self._reports[language] = await asyncio.to_thread(self._model.report, language)
+                try:
+                    self._reports[language] = await asyncio.to_thread(self._model.report, language)
+                except InkstoneError as error:  # the files of the run were deleted or damaged since it was loaded
+                    status = 410 if isinstance(error, InputMissing) else 503
+                    return Response(f"no report of this run: {error}\n", status, media_type="text/plain")
         report = self._reports[language]
         return Response(report, media_type="text/html", headers={"Content-Security-Policy": _REPORT_POLICY})
 

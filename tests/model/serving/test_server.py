@@ -500,6 +500,28 @@ def test_the_report_of_the_run_is_served_in_both_languages(server: Server, train
         assert reply.body == render(NAME, [run], language_of("zh" if language == "zh" else "en"))
 
 
+def test_the_report_of_a_damaged_or_deleted_run_is_one_line_with_the_reason(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "runs", tmp_path / "runs", symlinks=True)
+    run = find(tmp_path, "runs", NAME)
+    with serving(tmp_path) as server:
+        content = run.file("metrics.csv").read_bytes()
+        run.file("metrics.csv").write_bytes(b"step\n")
+        damaged = ask(server, "/report")
+        run.file("metrics.csv").write_bytes(content)
+        repaired = ask(server, "/report")
+        shutil.rmtree(run.path)
+        deleted = ask(server, "/report?language=zh")
+        code, _, stderr = server.end()
+    assert (damaged.status, repaired.status, deleted.status) == (503, 200, 410)
+    for reply in (damaged, deleted):
+        assert reply.headers["Content-Type"] == "text/plain; charset=utf-8"
+        assert reply.body.startswith(f"no report of this run: {run.ref}".encode())
+        assert reply.body.count(b"\n") == 1
+        assert str(tmp_path).encode() not in reply.body
+    assert b"metrics.csv" in damaged.body
+    assert (code, "Traceback" in stderr) == (0, False)
+
+
 def test_a_run_whose_tokens_were_deleted_is_served_without_beginnings(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "runs", tmp_path / "runs", symlinks=True)
     with serving(tmp_path) as server:
