@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from markupsafe import Markup
@@ -14,6 +16,8 @@ from pipeline.runtime.terminal import printable
 _NUMBER = re.compile(r"[−+<≈×]?\s?\d[\d,.]*(?:[eE][+−-]?\d+)?(?:\s?(?:%|‰|\D{0,3}))?|[–-]?")
 
 _SHORT, _LONG = 20, 36  # characters of a cell
+_DIGITS = 4  # significant digits of a number
+_MOST_DECIMALS = 9
 _VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\u3000": "␣ U+3000"})
 
 Cell = str | int | float | None
@@ -23,9 +27,9 @@ Cell = str | int | float | None
 class Table:
     """A table: column titles, rows of cells, and an optional caption.
 
-    Integers get thousands separators, floats four significant digits, None is a dash. `bars` is the index of a column
-    of numbers that is also drawn as bars; `code` has the indexes of columns set in a fixed-width font. A folded table
-    opens at a click on its caption.
+    Integers get thousands separators, the floats of a column the same number of decimals, None is a dash. `bars` is the
+    index of a column of numbers that is also drawn as bars; `code` has the indexes of columns set in a fixed-width
+    font. A folded table opens at a click on its caption.
     """
 
     kind: ClassVar[str] = "table"
@@ -39,6 +43,17 @@ class Table:
     def is_numeric(self, column: int) -> bool:
         """Return True if all cells of a column are numbers, so that it is aligned to the right."""
         return all(not isinstance(row[column], str) or _NUMBER.fullmatch(str(row[column])) for row in self.rows)
+
+    @cached_property
+    def _decimals(self) -> list[int | None]:
+        return [decimals([row[column] for row in self.rows]) for column in range(len(self.columns))]
+
+    def text(self, cell: Cell, column: int) -> str:
+        """Return a cell as text, with the decimals of its column."""
+        places = self._decimals[column]
+        if places is None or isinstance(cell, (str, bool, type(None))):
+            return cell_text(cell)
+        return f"{cell:,.{places}f}".replace("-", "−")
 
     def width(self, cell: Cell) -> str:
         """Return the CSS class of a cell by the length of its text: a short one is not broken, a long one anywhere."""
@@ -160,6 +175,23 @@ def cell_text(cell: Cell) -> str:
     if isinstance(cell, float):
         return f"{cell:,.4g}".replace("-", "−")
     return printable(cell)
+
+
+def decimals(cells: Sequence[Cell]) -> int | None:
+    """Return the decimals that all numbers of a column get; None for a column without floats, or of extreme ones.
+
+    They show `_DIGITS` significant digits of the smallest number, but at most two decimals more than of the largest,
+    and no zeros that all numbers would end in.
+    """
+    values = [abs(cell) for cell in cells if isinstance(cell, float) and math.isfinite(cell) and cell]
+    if not values:
+        return None
+    least, most = (_DIGITS - 1 - math.floor(math.log10(value)) for value in (max(values), min(values)))
+    places = max(min(most, least + 2), 0)
+    if places > _MOST_DECIMALS or max(values) >= 1e15:
+        return None
+    texts = [f"{value:.{places}f}".rstrip("0") for value in values]
+    return max(len(text.partition(".")[2]) for text in texts)
 
 
 def visible(text: str) -> str:

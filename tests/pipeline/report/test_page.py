@@ -17,6 +17,7 @@ from pipeline.report.charts import Series
 from pipeline.report.languages import Language, language_of
 from pipeline.report.section import (
     Block,
+    Cell,
     Chapter,
     Facts,
     Figure,
@@ -33,6 +34,13 @@ from tests.pipeline.report.conftest import HOSTILE, run
 from tests.support.browser import low_contrast, open_browser, requested_urls, show
 
 ENGLISH = Language("en")
+# The horizontal position of the decimal point of a cell, in pixels.
+_POINT = """
+const range = document.createRange(), text = arguments[0].firstChild, at = text.data.lastIndexOf(".");
+range.setStart(text, at);
+range.setEnd(text, at + 1);
+return range.getBoundingClientRect().left;
+"""
 
 
 class Elements(html.parser.HTMLParser):
@@ -169,6 +177,39 @@ def test_language_is_that_of_the_locale_unless_it_is_named() -> None:
 def test_undefined_name_in_a_template_is_an_error() -> None:
     with pytest.raises(jinja2.UndefinedError):
         page._environment().from_string("{{ nothing }}").render()
+
+
+@pytest.mark.parametrize(
+    ("cells", "texts"),
+    [
+        ((12.5, 3.14159, None, 1000), ["12.500", "3.142", "–", "1,000.000"]),
+        ((5.21, 3.68, 3.3, 0.0), ["5.21", "3.68", "3.30", "0.00"]),
+        ((1234.5, 0.001234), ["1,234.5", "0.0"]),
+        ((0.001, 0.00055, 5e-05), ["0.00100", "0.00055", "0.00005"]),
+        ((2.0, 3.0, -4.0), ["2", "3", "−4"]),
+        ((1e-12, 0.5), ["0.0", "0.5"]),
+        ((1e-12, 3e-13), ["1e−12", "3e−13"]),
+        ((1e300, 2.5, float("nan")), ["1e+300", "2.5", "nan"]),
+        ((7, 1000), ["7", "1,000"]),
+        (("a\x1bb", 2.5), ["a\\x1bb", "2.5"]),
+    ],
+)
+def test_numbers_of_a_column_have_the_same_decimals(cells: tuple[Cell, ...], texts: list[str]) -> None:
+    table = Table(("column",), [(cell,) for cell in cells])
+    assert [table.text(cell, 0) for cell in cells] == texts
+
+
+def test_decimals_of_a_column_stand_below_each_other(tmp_path: Path) -> None:
+    rows = [("uniform", 12.5), ("a long name", 3.14159), ("zstd", 1000)]
+    chapter = Chapter("Run", "", [], [Section("Baselines", [Table(("model", "bits"), rows)])])
+    path = tmp_path / "report.html"
+    path.write_bytes(page.render("table", [chapter], ENGLISH))
+    with open_browser(tmp_path / "profile") as browser:
+        browser.get(path.as_uri())
+        cells = browser.find_elements(By.CSS_SELECTOR, "td.number")
+        points = {browser.execute_script(_POINT, cell) for cell in cells}
+    assert len(cells) == 3
+    assert max(points) - min(points) < 0.1
 
 
 def test_numbers_are_written_for_readers() -> None:
