@@ -57,7 +57,8 @@ def _rows(entry: Artifact, say: Language) -> Iterator[_Row]:
             yield "tokenize", text, entry.ref
         case "runs":
             steps, parameters = counts.get("steps", 0), counts.get("parameters", 0)
-            text = say(f"{steps:,} steps, {parameters:,} parameters", f"{steps:,} 步，{parameters:,} 个参数")
+            length = say(f"{steps:,} steps", f"{steps:,} 步") if steps else say("imported", "导入")
+            text = length + say(f", {parameters:,} parameters", f"，{parameters:,} 个参数")
             yield "train", text + _score(entry, say), entry.ref
 
 

@@ -23,11 +23,14 @@ def chapter(artifact: Artifact, say: Language) -> Chapter:
     facts: list[tuple[str, Cell]] = [
         (say("bits per character", "每字符比特数"), _rounded(numbers.score)),
         (say("parameters", "参数量"), result["parameters"]),
-        (say("steps", "步数"), result["steps"]),
-        (say("epochs", "轮数"), _rounded(result.get("epochs"), 2)),
-        (say("training time", "训练时间"), duration(result.get("seconds") or 0.0)),
-        (say("tokens per second", "每秒词元数"), round(result.get("tokens_per_second") or 0)),
     ]
+    if numbers.rows:  # an imported run has no steps
+        facts += [
+            (say("steps", "步数"), result["steps"]),
+            (say("epochs", "轮数"), _rounded(result.get("epochs"), 2)),
+            (say("training time", "训练时间"), duration(result.get("seconds") or 0.0)),
+            (say("tokens per second", "每秒词元数"), round(result.get("tokens_per_second") or 0)),
+        ]
     sections = [
         _loss(numbers, say),
         run_outcome.tuning(numbers, say),

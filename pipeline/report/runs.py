@@ -38,9 +38,9 @@ def _results(runs: Sequence[RunNumbers], names: Sequence[str], say: Language) ->
                 name,
                 None if score is None else round(score, 4),
                 int(result["parameters"]),
-                int(result["steps"]),
-                duration(result.get("seconds") or 0.0),
-                round(result.get("tokens_per_second") or 0),
+                int(result["steps"]) or None,  # of an imported run
+                duration(result["seconds"]) if result.get("seconds") else None,
+                round(result.get("tokens_per_second") or 0) or None,
             )
         )
     columns = (

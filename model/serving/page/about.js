@@ -42,7 +42,7 @@ function showFacts() {
     fact_parameters: number.format(run.parameters),
     fact_vocabulary: number.format(run.tokenizer.ids),
     fact_tokenizer: run.tokenizer.kind,
-    fact_steps: number.format(run.steps),
+    ...(run.steps && { fact_steps: number.format(run.steps) }),  // an imported run has none
     fact_score: run.bits_per_char === null ? t("unmeasured") : run.bits_per_char.toFixed(3),
     fact_run: run.run.split("/")[2],
   };

@@ -257,6 +257,14 @@ def test_imported_run_has_a_chapter_without_curves(novel: Artifact, tmp_path: Pa
     assert next(blocks_of(chapter, Note)).text.startswith("This run was imported")
     assert not [table.caption for table in blocks_of(chapter, Table) if "training" in table.caption]
     assert not list(blocks_of(chapter, Figure))
+    assert [name for name, _ in chapter.facts] == ["bits per character", "parameters"]
+    (results,) = (
+        table
+        for table in blocks_of(runs.chapter([run.collect(imported), run.collect(novel)], ENGLISH), Table)
+        if "steps" in table.columns
+    )
+    assert results.rows[0][3:] == (None, None, None)
+    assert None not in results.rows[1]
 
 
 def as_run(novel: Artifact, folder: Path, without: tuple[str, ...], **fields: object) -> Chapter:
