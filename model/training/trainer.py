@@ -75,7 +75,7 @@ def fit(
     columns = trainer.task.columns
     metrics_file = Metrics(folder, saved_step, picked, board=plan.tensorboard, columns=columns, on_row=on_row)
     with signals.stop_on_signals(stopped) as stop, metrics_file as metrics, devices.out_of_memory_refused(picked):
-        metrics.event("plan", **trainer.planned)
+        metrics.event("plan", **trainer.planned, prompt=plan.prompt)
         trainer.run(metrics, stop, anneal=anneal)
     result: Result = world.broadcast_object(trainer.result(draft) if world.is_main else None)
     if world.is_main:

@@ -178,6 +178,9 @@ def _reproduce(numbers: RunNumbers, say: Language) -> list[Block]:
                     )
                 )
             )
+    prompts = [str(event.get("prompt", "")) for event in numbers.events if event["event"] == "plan"]
+    if prompts and prompts[-1]:
+        options.append(["--prompt", prompts[-1]])
     parts = ["inkstone train", *map(shlex.join, options)]
     one_line = " ".join(parts)
     command = one_line if len(one_line) <= _MAX_LINE else " \\\n  ".join(parts)

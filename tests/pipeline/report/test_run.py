@@ -207,6 +207,16 @@ def test_command_of_the_report_trains_the_same_run(
     assert (output["result"], output["artifact"]) == ("unchanged", novel.ref)
 
 
+def test_command_of_the_report_names_the_prompt_that_was_given(trained: Path, novel: Artifact, tmp_path: Path) -> None:
+    assert "--prompt" not in next(blocks_of(run_sections.chapter(novel, ENGLISH), Pre)).text
+    prompt = '却说 "it\'s"'
+    words = ("--tokens", "novel", "--preset", "sample", "--name", "prompted", "--steps", 1, "--device", "cpu")
+    command(trained, "train", *words, *SIZE, "--prompt", prompt)
+    chapter = run_sections.chapter(read(trained, "runs", "prompted"), ENGLISH)
+    words_of_report = shlex.split(next(blocks_of(chapter, Pre)).text.replace("\\\n", " "))
+    assert words_of_report[words_of_report.index("--prompt") + 1] == prompt
+
+
 @pytest.mark.parametrize("kind", ["chat", "preferences"])
 def test_report_of_a_tuned_run_has_both_scores_and_the_command_that_tunes_again(
     root: Path, kind: str, capsys: pytest.CaptureFixture[str]
