@@ -143,7 +143,7 @@ def _loss(numbers: RunNumbers, say: Language) -> Section:
         caption += say("; on the right, bits per character", "；右轴为每字符比特数")
     right = (lambda nats: conversion[0] * nats + conversion[1]) if conversion else None
     chart = charts.lines(series, caption, right=right, scales=scales, height=260)
-    blocks: list[Block] = [Figure(chart, caption, _rows_table(numbers, say), [entry.name for entry in series])]
+    blocks: list[Block] = [Figure(chart, caption, _rows_table(numbers, say), series)]
     bits = [
         Series(name, *numbers.column(column))
         for name, column in (
@@ -154,7 +154,7 @@ def _loss(numbers: RunNumbers, say: Language) -> Section:
     if bits[0].xs:
         caption = say("Bits per character and per byte of validation text", "验证文本的每字符比特数与每字节比特数")
         table = _columns_table(numbers, {"bits_per_char": bits[0].name, "bits_per_byte": bits[1].name}, say)
-        blocks.append(Figure(charts.lines(bits, caption, scales=scales), caption, table, [line.name for line in bits]))
+        blocks.append(Figure(charts.lines(bits, caption, scales=scales), caption, table, bits))
     elif not validation.xs:
         blocks.append(Note(say("There was no validation text.", "没有验证文本。")))
     if (numbers.config.get("model") or {}).get("ngram"):

@@ -82,7 +82,7 @@ def _curves(runs: Sequence[RunNumbers], names: Sequence[str], say: Language) -> 
         series = [Series(name, [x for x, _ in line], [y for _, y in line]) for name, line in present[:MAX_SERIES]]
         rows = [(name, whole(x), y) for name, line in present for x, y in line]
         table = Table((say("run", "训练"), unit, bits), rows)
-        blocks.append(Figure(charts.lines(series, caption), caption, table, [entry.name for entry in series]))
+        blocks.append(Figure(charts.lines(series, caption), caption, table, series))
     if len(runs) > MAX_SERIES and blocks:
         more = say(
             f"The charts show the first {MAX_SERIES} runs, the tables all.",

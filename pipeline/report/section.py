@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from markupsafe import Markup
 
+from pipeline.report.charts import Series
 from pipeline.runtime.terminal import printable
 
 _NUMBER = re.compile(r"[−+<≈×]?\s?\d[\d,.]*(?:[eE][+−-]?\d+)?(?:\s?(?:%|‰|\D{0,3}))?|[–-]?")
@@ -79,7 +80,7 @@ class Figure:
     svg: Markup
     caption: str
     table: Table | None = None
-    legend: Sequence[str] = ()  # names of the series, in the order of their colours
+    legend: Sequence[Series] = ()  # of the lines, in the order of their colours
     is_bare: bool = False  # without axes, so that no space is left for their labels
 
 

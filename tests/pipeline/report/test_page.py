@@ -91,7 +91,7 @@ def gallery(text: str) -> bytes:
     blocks: list[Block] = [
         text,
         table,
-        Figure(svg, text, table, [text]),
+        Figure(svg, text, table, [Series(text, [], []), Series(text, [], [], is_level=True)]),
         Figure(charts.histogram([0, 1], [3], text), text),
         Figure(charts.flow((text, 3), [(text, -1)], (text, 2), text), text),
         Passage([Span(text, f"{tint}{step}", text) for tint in "th" for step in range(10)], text, (text, text), table),
@@ -106,6 +106,11 @@ def gallery(text: str) -> bytes:
 def test_every_block_escapes_its_text() -> None:
     tags = [[tag for tag, _ in Elements(gallery(text)).elements] for text in ("plain", "".join(HOSTILE))]
     assert tags[0] == tags[1]
+
+
+def test_legend_has_the_marks_of_the_lines() -> None:
+    marks = [attributes["class"] for tag, attributes in Elements(gallery("a")).elements if tag == "i"]
+    assert marks[:2] == ["c0", "c1 level"]
 
 
 def test_colours_of_charts_and_signs_stand_out_from_their_background() -> None:
