@@ -70,8 +70,8 @@ function drawCurve() {
   const { training, validation } = run.curve;
   const width = at("curve").clientWidth, height = Math.round(Math.min(Math.max(width * 0.45, 240), 360));
   if (!width) return;
-  const isWide = width >= 560;  // with room for the names of the baselines beside the curve
-  const top = 12, right = isWide ? 168 : 8, bottom = 30, left = 34;
+  const isWide = width >= 560;  // with room for the names of the baselines beside the curve; else they are in the key
+  const top = 12, right = isWide ? 168 : 40, bottom = 30, left = 34;
   const losses = [...training, ...validation].map(point => point[1]);
   const ceiling = Math.max(...validation.map(point => point[1]), run.baselines.uniform ?? 0);
   const high = Math.min(Math.max(...losses), ceiling) * 1.03;
@@ -89,13 +89,15 @@ function drawCurve() {
   for (const step of ticks(0, last, width < 500 ? 3 : 6)) {
     drawing.append(svg("text", { x: x(step), y: height - 10, "text-anchor": !step ? "start" : x(step) > width - 30 ? "end" : "middle" }, number.format(step)));
   }
+  for (const entry of document.querySelectorAll("#curve-key .baseline")) entry.remove();
   let above = -Infinity;  // the height of the label above
   for (const name of lines.sort((a, b) => run.baselines[b] - run.baselines[a])) {
     const loss = run.baselines[name];
     drawing.append(svg("line", { x1: left, x2: width - right, y1: y(loss), y2: y(loss), class: "baseline" }));
     above = Math.max(y(loss) - 5, above + 15);
-    const beside = isWide ? { x: width - right + 8, y: above + 9 } : { x: width - right, y: above, "text-anchor": "end" };
-    drawing.append(svg("text", beside, `${t(name)} ${bits(loss)}`));
+    const label = `${t(name)} ${bits(loss)}`;
+    drawing.append(svg("text", { x: width - right + 8, y: above + 9 }, isWide ? label : bits(loss)));
+    if (!isWide) at("curve-key").append(element("span", { className: "baseline" }, element("i"), label));
   }
   drawing.append(svg("polyline", { points: path(training), class: "training" }), svg("polyline", { points: path(validation), class: "validation" }));
   for (const [step, loss] of validation) drawing.append(svg("circle", { cx: x(step), cy: y(loss), r: 3, class: "validation" }));

@@ -62,6 +62,21 @@ def test_the_text_is_streamed_after_the_prompt(
     assert page.browser_errors() == []
 
 
+@pytest.mark.parametrize("size", ["wide", "narrow"])
+def test_names_of_baselines_do_not_overlap_the_curve(browser: webdriver.Chrome, server: Server, size: str) -> None:
+    page = Page(browser, server, *SIZES[size])
+    labels, curves = ([entry.rect for entry in page.all(f"#curve {tag}")] for tag in ("text", "polyline"))
+    assert len(curves) == 2
+    for label in labels:
+        for curve in curves:
+            pairs = (("x", "width"), ("y", "height"))
+            starts = [max(label[at], curve[at]) for at, _ in pairs]
+            ends = [min(label[at] + label[length], curve[at] + curve[length]) for at, length in pairs]
+            assert starts[0] >= ends[0] or starts[1] >= ends[1]
+    shown = page["curve-key"].text + page["curve"].text
+    assert all(name in shown for name in ("training", "validation", "counting pairs", "counting n-grams"))
+
+
 def test_the_first_sight_has_a_sample_beginnings_and_a_summary(browser: webdriver.Chrome, server: Server) -> None:
     page = Page(browser, server)
     about = ask(server, "/run").json()
