@@ -27,12 +27,18 @@ __all__ = ["CorpusDocument", "clean", "load_corpus", "load_tokenizer", "load_tok
 
 
 class CorpusDocument(msgspec.Struct, frozen=True):
-    """One document of a corpus. `source` is its file or URL, `meta` a JSON value or None."""
+    """One document of a corpus. `source` is its file or URL, `meta` a JSON value or None.
+
+    A conversation has `messages`, a preference pair `chosen` and `rejected`: each a list of "role" and "content".
+    """
 
     text: str
     title: str = ""
     source: str = ""
     meta: Any = None
+    messages: list[dict[str, str]] = []
+    chosen: list[dict[str, str]] = []
+    rejected: list[dict[str, str]] = []
 
 
 def artifacts_folder(root: str | Path | None = None) -> Path:
@@ -75,21 +81,23 @@ def clean(
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    engine: str = "local",
     root: str | Path | None = None,
     **options: Any,
 ) -> Artifact:
     """Clean files, folders or downloaded sources into the corpus `name`.
 
-    Of folders, the patterns `include` and `exclude` choose the files. The other `options` are those of the command,
-    with underscores: `unit="paragraph"`, `script="simplified"`, `min_chars=10`.
+    Of folders, the patterns `include` and `exclude` choose the files; `engine` is that of `tokenize`. The other
+    `options` are those of the command, with underscores: `unit="paragraph"`, `script="simplified"`, `min_chars=10`.
     """
     from pipeline.clean import stage
     from pipeline.clean.options import CleanOptions
+    from pipeline.runtime.engines import engine_named
     from pipeline.sources.inputs import gather_inputs
 
     folder = artifacts_folder(root)
     references = [str(reference) for reference in inputs]
-    chosen = CleanOptions(**options)
+    chosen, open_engine = CleanOptions(**options), engine_named(engine, 1)
     gathered = gather_inputs(
         folder,
         references,
@@ -100,7 +108,10 @@ def clean(
         text_fields=chosen.record_fields,
     )
     held_out = stage.held_out_files(folder, chosen)
-    return stage.clean(folder, check_name(name), gathered.files, chosen, Progress(), held_out=held_out).artifact
+    built = stage.clean(
+        folder, check_name(name), gathered.files, chosen, Progress(), held_out=held_out, open_engine=open_engine
+    )
+    return built.artifact
 
 
 def train_tokenizer(
@@ -135,6 +146,7 @@ def tokenize(
     val: Sequence[str] = (),
     layout: str = "memmap",
     jobs: int = 1,
+    engine: str = "local",
     root: str | Path | None = None,
     **options: Any,
 ) -> TokenStore:
@@ -142,18 +154,21 @@ def tokenize(
 
     `tokenizer` and `end_of_text` are those of `load_tokenizer`, by default the trained one called `name`. `val` names
     corpora to validate on; `layout` is "memmap", "hdf5" or "both". `options` are those of the command, such as
-    `val_fraction=0.1`.
+    `val_fraction=0.1`. The `engine` "ray" or "ray:HOST:PORT" encodes files on other machines, with `jobs` cores each.
     With `jobs` above 1 the call starts worker processes, so a script needs the guard `if __name__ == "__main__":`.
     """
+    from pipeline.runtime.engines import engine_named
     from pipeline.tokens import stage
     from pipeline.tokens.options import TokenizeOptions
 
     folder = artifacts_folder(root)
-    chosen = TokenizeOptions(layout, **options)
+    chosen, open_engine = TokenizeOptions(layout, **options), engine_named(engine, jobs)
     references = [str(corpus) for corpus in corpora]
     inputs = stage.gather_inputs(
         folder, references, list(val), text_fields=chosen.text_fields, allow_overlap=chosen.allow_overlap
     )
     opened, trained = loading.find(folder, tokenizer or name, end_of_text=end_of_text)
-    built = stage.tokenize(folder, check_name(name), inputs, opened, trained, chosen, Progress(), jobs=jobs)
+    built = stage.tokenize(
+        folder, check_name(name), inputs, opened, trained, chosen, Progress(), jobs=jobs, open_engine=open_engine
+    )
     return store.open_store(built.artifact)
