@@ -176,7 +176,7 @@ class Loader:
     otherwise `next` gathers the blocks
 
     Also a context manager that stops the thread; errors in the thread are raised by `next`. `waited` counts the seconds
-    that `next` took.
+    that loading took the caller of `next` and `prepare`.
     """
 
     def __init__(
@@ -199,6 +199,7 @@ class Loader:
         threaded = device.type == "cuda" if threaded is None else threaded
         self._thread = ThreadPoolExecutor(1, "batches") if threaded and not self.resident else None
         self._pending: deque[Future[Tensor]] = deque()
+        self._prepared: Tensor | None = None  # what `next` returns
 
     def __enter__(self) -> Loader:
         return self
@@ -216,16 +217,24 @@ class Loader:
         return self
 
     def __next__(self) -> Tensor:
+        self.prepare()
+        ids, self._prepared = self._prepared, None
+        assert ids is not None
+        return ids
+
+    def prepare(self) -> None:
+        """Load the next batch, if it is not loaded yet, for instance while the device computes."""
+        if self._prepared is not None:
+            return
         start = time.monotonic()
         if self._store is not None:
-            ids = self._gather(self._store)
+            self._prepared = self._gather(self._store)
         elif self._thread is not None:
-            ids = self._prefetch(self._thread)
+            self._prepared = self._prefetch(self._thread)
         else:
-            ids = to_device(self._sampler.batch(self._step, *self._rows), self._device)
+            self._prepared = to_device(self._sampler.batch(self._step, *self._rows), self._device)
         self._step += 1
         self.waited += time.monotonic() - start
-        return ids
 
     def _gather(self, store: Tensor) -> Tensor:
         assert isinstance(self._sampler, Sampler), "packed rows are not gathered from a resident store"

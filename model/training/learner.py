@@ -134,8 +134,13 @@ class Learner:
 
     # Training
 
-    def step(self, ids: Tensor, seed: int, steps_taken: int, eos: int) -> StepResult:
-        """Train one step on `ids` (rows, T + 1). Dropout depends on `seed` and the rank alone."""
+    def step(
+        self, ids: Tensor, seed: int, steps_taken: int, eos: int, prepare: Callable[[], None] | None = None
+    ) -> StepResult:
+        """Train one step on `ids` (rows, T + 1). Dropout depends on `seed` and the rank alone.
+
+        `prepare` the next batch is called before the check of the loss, which waits for the device.
+        """
         torch.manual_seed((seed * self.world.size + self.world.rank) % (1 << 64))
         loss = torch.zeros((), device=self.device)
         micro_batches = torch.split(ids, self.execution.micro_batch)
@@ -144,6 +149,8 @@ class Learner:
                 loss += self.backward(micro_batch, len(micro_batch) / self.rows, eos)
         gradients = {name: _gradient_values(weight) for name, weight in self.weights.items() if weight.grad is not None}
         norm = distributed.full_tensor(torch.nn.utils.get_total_norm(list(gradients.values())))
+        if prepare:
+            prepare()
         culprit = ""
         if self.world.any(not bool(torch.isfinite(norm + loss))):
             weight_name, gradient_name = self.not_finite(), self.world.first_nonempty(_not_finite(gradients))

@@ -253,10 +253,10 @@ class Trainer:
         self._progress.tick(self.schedule)
 
     def _step(self) -> None:
-        seed = (self.config.seed << 32) + self.data_step
+        step, seed = self.schedule.step, (self.config.seed << 32) + self.data_step
         self.schedule.apply(self.learner.optimizers)
-        ids, step, eos = next(self.loader), self.schedule.step, self.store.tokenizer.end_of_text
-        result = trial.retried(self.learner, lambda: self.learner.step(ids, seed, step, eos), self.report)
+        batch = (next(self.loader), seed, step, self.store.tokenizer.end_of_text, self.loader.prepare)
+        result = trial.retried(self.learner, lambda: self.learner.step(*batch), self.report)
         self.schedule.advance()
         if result.culprit:
             self._skip(result)

@@ -240,6 +240,17 @@ def test_every_kind_of_loader_gives_the_ids_of_the_sampler(kind: str, dtype: str
         assert batch.tolist() == sampler.batch(step, 6, 2, 3).tolist()
 
 
+@pytest.mark.parametrize("kind", ["direct", "threaded", "resident"])
+def test_prepared_batch_is_the_next_one(kind: str) -> None:
+    """However often it is prepared, as by a step that is tried again."""
+    sampler = make_sampler()
+    with make_loader(sampler, kind, step=9) as loader:
+        for step in range(9, 14):
+            for _ in range(step % 3):
+                loader.prepare()
+            assert next(loader).tolist() == sampler.batch(step, 6).tolist()
+
+
 @pytest.mark.parametrize("dtype", ["<u2", "<u4"])
 def test_narrow_ids_are_widened_as_unsigned(dtype: str) -> None:
     ids = np.array([[0, 1, 2**15], [2**16 - 1, np.iinfo(dtype).max, 7]]).astype(dtype)

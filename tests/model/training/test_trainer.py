@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -27,6 +28,8 @@ from model.runs import checkpoint, plan, run
 from model.runs.plan import TrainPlan
 from model.runs.run import Report
 from model.training import metrics, stage
+from model.training.dataloader import Sampler
+from model.training.learner import Learner, StepResult
 from pipeline.errors import BadConfig, BadData, TrainingDiverged, TryAgain
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact, BuildResult
@@ -76,6 +79,24 @@ def test_loss_falls_and_the_result_records_it(root: Path, tokens: Artifact) -> N
     assert result.bits_per_char < 0.7 * result.first_bits_per_char
     assert (result.steps, result.tokens, result.mfu) == (60, 60 * 32 * 16, None)
     assert result.tokens_per_second > 0
+
+
+def test_next_batch_is_loaded_in_a_step(root: Path, tokens: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_batch, take_step, sampled, loaded = Sampler.batch, Learner.step, list[int](), list[int]()
+
+    def batch(sampler: Sampler, step: int, *rows: int) -> np.ndarray:
+        sampled.append(step)
+        return make_batch(sampler, step, *rows)
+
+    def step(learner: Learner, *arguments: Any) -> StepResult:
+        result = take_step(learner, *arguments)
+        loaded.append(sampled[-1])
+        return result
+
+    monkeypatch.setattr(Sampler, "batch", batch)
+    monkeypatch.setattr(Learner, "step", step)
+    train(root, tokens, steps=4)
+    assert loaded == [1, 2, 3, 4]
 
 
 def test_run_is_complete_without_the_other_artifacts(root: Path, tokens: Artifact, tmp_path: Path) -> None:
