@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -286,8 +286,19 @@ def local_part(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def full_state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gather tensors on the CPU; unsharded CPU tensors are not copied. A collective."""
-    return {name: full_tensor(tensor).detach().cpu().contiguous() for name, tensor in tensors.items()}
+    """Gather tensors on the CPU; unsharded CPU tensors are not copied. A collective.
+
+    Synchronize with the device before they are read: copies from CUDA into pinned memory are not waited for.
+    """
+    return {name: _on_cpu(full_tensor(tensor).detach()).contiguous() for name, tensor in tensors.items()}
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    if tensor.device.type == "cuda":
+        with suppress(RuntimeError):  # not enough memory can be pinned
+            pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            return pinned.copy_(tensor, non_blocking=True)
+    return tensor.cpu()
 
 
 @torch.no_grad()

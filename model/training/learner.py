@@ -126,7 +126,9 @@ class Learner:
     def state_tensors(self) -> CheckpointTensors:
         """Gather weights, moments and average on the CPU; they are valid until the next step. A collective."""
         moments = checkpoint.moments(self.model, self.optimizers)
-        return CheckpointTensors(*map(distributed.full_state_dict, (self.weights, moments, self.average)))
+        tensors = CheckpointTensors(*map(distributed.full_state_dict, (self.weights, moments, self.average)))
+        devices.synchronize(self.device)
+        return tensors
 
     def not_finite(self) -> str:
         """Return the name of the first weight with a non-finite value, or "". A collective."""

@@ -14,6 +14,9 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import device as devices
 from model.config import GPTConfig, TrainConfig, identity
@@ -58,7 +61,43 @@ def test_only_copies_to_cuda_are_not_waited_for(monkeypatch: pytest.MonkeyPatch)
         dataloader._send(tensor, torch.device(kind))  # type: ignore[arg-type]
     assert waits == {"cuda": False, "mps": True}
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "model").rglob("*.py")]
-    assert sum(source.count("non_blocking") for source in sources) == 1
+    assert sum(source.count("non_blocking") for source in sources) == 2, "here, and in distributed.py"
+
+
+class Copies(TorchDispatchMode):
+    """Counts tensors in pinned memory, and copies between tensors that are not waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pinned = self.asynchronous = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        self.pinned += bool((options or {}).get("pin_memory"))
+        self.asynchronous += function is torch.ops.aten.copy_.default and arguments[2]
+        return function(*arguments, **(options or {}))
+
+
+def test_checkpoint_of_a_gpu_is_copied_into_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tensors are on the way at once, and then the device is waited for."""
+    with FakeTensorMode(), Copies() as copies:
+        weights = {"a": torch.empty(3, 2, device=CUDA).t(), "b": torch.empty(5, device=CUDA)}
+        tensors = distributed.full_state_dict(weights)
+    assert (copies.pinned, copies.asynchronous) == (2, 2)
+    assert [(tensor.device, tensor.shape) for tensor in tensors.values()] == [(CPU, (2, 3)), (CPU, (5,))]
+    learner, synchronized = small_learner(), list[torch.device]()
+    monkeypatch.setattr(devices, "synchronize", synchronized.append)
+    learner.state_tensors()
+    assert synchronized == [CPU]
+
+
+def test_checkpoint_of_a_gpu_is_copied_where_no_memory_can_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*shape: object, **options: object) -> Tensor:
+        raise RuntimeError("CUDA error: out of memory")
+
+    with FakeTensorMode():
+        weight = torch.empty(3, 2, device=CUDA)
+        monkeypatch.setattr(torch, "empty", refuse)
+        assert distributed.full_state_dict({"a": weight})["a"].device == CPU
 
 
 def test_the_model_adds_nothing_by_atomics() -> None:
