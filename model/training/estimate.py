@@ -86,10 +86,20 @@ def choose_execution(
     while not train.micro_batch and rows % size:  # micro-batches of one size are compiled once
         size -= 1
     compiled = devices.should_compile(device, train.compile)
-    would_compile = train.compile == "auto" and device.type == "cuda"
-    note = "there is no C++ compiler: the network runs without torch.compile" if would_compile and not compiled else ""
     needed = needed_bytes(model, train, precision, size, processes, device.type)
-    return ExecutionPlan(ExecutionConfig(precision, compiled, size, train.deterministic), needed, free, note)
+    execution = ExecutionConfig(precision, compiled, size, train.deterministic)
+    return ExecutionPlan(execution, needed, free, _note(train, execution, device))
+
+
+def _note(train: TrainConfig, execution: ExecutionConfig, device: torch.device) -> str:
+    """Return what a GPU lacks of that which was left to the program, "" if nothing."""
+    missing = []
+    if device.type == "cuda" and train.compile == "auto" and not execution.compiled:
+        missing.append("there is no C++ compiler: the network runs without torch.compile")
+    if device.type == "cuda" and train.precision == "auto" and execution.precision == "fp32":
+        name = torch.cuda.get_device_name(device)
+        missing.append(f"{name} does not multiply bfloat16: it computes in fp32, without tensor cores (docs/gpu.md)")
+    return "; ".join(missing)
 
 
 def choose_together(

@@ -125,6 +125,17 @@ def test_deterministic_setting_reaches_torch_and_the_checkpoint(monkeypatch: pyt
     assert not inductor.deterministic
 
 
+@pytest.mark.parametrize(("precision", "missing"), [("auto", True), ("fp32", False)])
+def test_plan_names_a_gpu_that_computes_in_fp32(precision: str, missing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the user wants that."""
+    use_gpu(monkeypatch, name="Tesla T4", is_bf16_supported=lambda including_emulation=True: including_emulation)
+    train = TrainConfig(precision=precision, compile="no")
+    plan = estimate.choose_execution(MODEL, train, 8, CUDA)
+    assert plan.execution.precision == "fp32"
+    assert plan.note.startswith("Tesla T4 does not multiply bfloat16: it computes in fp32") == missing
+    devices._has_fast_bfloat16.cache_clear()
+
+
 def test_operation_without_a_deterministic_form_is_a_sentence() -> None:
     learner = small_learner(deterministic=True)
     learner.execution = replace(learner.execution, deterministic=True)
