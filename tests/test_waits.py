@@ -83,7 +83,7 @@ def test_commands_explain_what_takes_long(
         ("clean", text): "hashing the files of",
         ("train-tokenizer", "book", "--kind", "char"): "training the tokenizer book",
         ("train", "--preset", "mini", "--counting", "--steps", 1): "measuring the baselines and the time of a step",
-        ("sample", "mini", "--prompt-ids", "1", "--max-tokens", 1): "writing 1 texts of up to 1 tokens",
+        ("sample", "mini", "--prompt-ids", "1", "--max-tokens", 1): "writing 1 text of up to 1 token",
         ("export", "model", "mini", "--to", "hf"): "exporting",
         ("verify", "--deep"): "checking",
         ("prune",): "comparing the generations with what needs them",

@@ -16,7 +16,7 @@ from pipeline.commands.console import Command, Outcome, Settings, option_group
 from pipeline.commands.options import find_artifact
 from pipeline.errors import BadConfig, BadData, InkstoneError, StorageFailed
 from pipeline.runtime.signals import stop_on_sigterm
-from pipeline.runtime.terminal import json_line, printable_block, write
+from pipeline.runtime.terminal import counted, json_line, printable_block, write
 
 if TYPE_CHECKING:
     from model.generation.chat import Answer, Chat
@@ -121,7 +121,9 @@ class _Conversation:
         self._print("\n")
         self.answers.append(answer)
         if answer.dropped:
-            self._note(f"the oldest {answer.dropped} messages were left out: the context of the model is full")
+            self._note(
+                f"left out {counted(answer.dropped, 'messages')} from the beginning: the context of the model is full"
+            )
         if answer.ended == "length":
             self._note("the answer is cut off: --max-tokens sets its length")
 

@@ -11,6 +11,7 @@ from model.commands.options import CHECKPOINT
 from pipeline import errors
 from pipeline.commands.console import Choice, Command, Outcome, Settings
 from pipeline.commands.options import find_artifact, outcome_of
+from pipeline.runtime.terminal import counted
 
 if TYPE_CHECKING:
     from model.exchange.export import ExportedModel
@@ -144,7 +145,7 @@ def export(
         with wait:
             rows = corpus.export(source, target_format, path, verify=verify)
         counts = {"documents": rows.documents, "characters": rows.characters, "bytes": rows.bytes}
-        return _exported(source.ref, rows, counts, f"{rows.documents:,} documents")
+        return _exported(source.ref, rows, counts, counted(rows.documents, "documents"))
     if kind == "tokens":
         from pipeline.export import export as token_export
 
@@ -153,7 +154,7 @@ def export(
         if exported.warning:
             settings.progress.note(f"warning: {exported.warning}")
         counts = {"tokens": exported.tokens, "documents": exported.documents, "bytes": exported.bytes}
-        return _exported(source.ref, exported, counts, f"{exported.tokens:,} tokens")
+        return _exported(source.ref, exported, counts, counted(exported.tokens, "tokens"))
 
     with wait:
         from model.exchange import export as model_export

@@ -27,6 +27,7 @@ from pipeline.commands.options import (
     network_of,
     worker_count,
 )
+from pipeline.runtime.terminal import counted
 
 if TYPE_CHECKING:
     import threading
@@ -356,7 +357,7 @@ def demo(settings: Settings, jobs: int, device: str) -> Outcome:
         f"  in               {settings.root.resolve()}",
         "",
         f"validation: {result.first_bits_per_char:.3f} bits per character before training, "
-        f"{result.bits_per_char:.3f} after {result.steps:,} steps",
+        f"{result.bits_per_char:.3f} after {counted(result.steps, 'steps')}",
         f"loss curve: {loss_curve}",
         "",
         "continuations:",

@@ -18,7 +18,7 @@ from pipeline.commands.console import Command, Outcome, Settings, option_group
 from pipeline.commands.options import find_artifact
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.runtime.signals import stop_on_sigterm
-from pipeline.runtime.terminal import printable_block, write
+from pipeline.runtime.terminal import counted, printable_block, write
 
 if TYPE_CHECKING:
     from model.generation.engine import Sample
@@ -114,7 +114,8 @@ def sample(
     elif stream:
         stream_samples(session, repeated, sample_options, settings.progress.stop)
     else:
-        with settings.progress.wait(f"writing {len(repeated):,} texts of up to {sample_options.max_tokens:,} tokens"):
+        work = f"writing {counted(len(repeated), 'texts')} of up to {counted(sample_options.max_tokens, 'tokens')}"
+        with settings.progress.wait(work):
             samples = session.sample(repeated, sample_options, settings.progress.stop)
         outcome.extra["samples"] = [as_fields(sample) for sample in samples]
         outcome.lines = "\n\n".join(map(format_sample, repeated, samples)).split("\n")

@@ -12,6 +12,7 @@ from model.commands.options import CHECKPOINT, DEVICE, PRECISION
 from pipeline.commands.console import Command, Outcome, Settings, option_group
 from pipeline.commands.options import find_artifact
 from pipeline.errors import InkstoneError, to_inkstone_error
+from pipeline.runtime.terminal import counted
 
 if TYPE_CHECKING:
     from model.generation.session import Session
@@ -100,7 +101,7 @@ def serve(settings: Settings, reference: str, checkpoint: str, precision: str, d
         run.path,
         {"texts": served.texts, "tokens": served.tokens},
         extra={"url": served.url},
-        lines=[f"served {served.texts:,} texts, {served.tokens:,} tokens"],
+        lines=[f"served {counted(served.texts, 'texts')}, {counted(served.tokens, 'tokens')}"],
     )
 
 

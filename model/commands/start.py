@@ -20,6 +20,7 @@ from pipeline.commands.console import Command, Number, Outcome, Settings, option
 from pipeline.commands.options import EXCLUDE, INCLUDE, JOBS, MAX_BAD, TEXT_FIELD, worker_count
 from pipeline.errors import BadConfig, InputMissing
 from pipeline.runtime.regular_file import require_utf8
+from pipeline.runtime.terminal import counted
 
 if TYPE_CHECKING:
     from model.runs.run import Result
@@ -191,8 +192,8 @@ def _extend(
 def _length(recipe: Recipe, minutes: float | None) -> str:
     steps, planned = recipe.train.steps, minutes or recipe.train.minutes
     if planned:
-        return f"{planned:g} minutes"
-    return f"{steps:,} steps" if steps else "the length of the preset"
+        return counted(planned, "minutes")
+    return counted(steps, "steps") if steps else "the length of the preset"
 
 
 def _check_sources(settings: Settings, path: Path, recipe: Recipe, new: Sequence[str], options: InputOptions) -> None:
@@ -241,7 +242,8 @@ def _run(settings: Settings, path: Path, device: str, jobs: int, *, more: bool) 
     lines = [
         *recipe_samples.sample_lines(samples),
         as_line(
-            "done", f"{score}{result.steps:,} steps in {result.seconds / 60:.1f} min; curve: {_relative(loss_curve)}"
+            "done",
+            f"{score}{counted(result.steps, 'steps')} in {result.seconds / 60:.1f} min; curve: {_relative(loss_curve)}",
         ),
         *early,
         *(as_line("tuned", text) for text in run.describe_tuning(result)),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.commands.console import Settings
 from pipeline.commands.options import find_artifact
 from pipeline.errors import InputMissing
+from pipeline.runtime.terminal import counted
 
 if TYPE_CHECKING:
     from model.presets import Choice
@@ -43,7 +44,10 @@ def write_recipe(
     described = [
         *decide.describe(text, vocabulary),
         ("model", _describe_model(choice, vocabulary, device)),
-        ("training", f"{choice.minutes:g} minutes ({'--minutes' if minutes else 'default'}); {choice.reason}"),
+        (
+            "training",
+            f"{counted(choice.minutes, 'minutes')} ({'--minutes' if minutes else 'default'}); {choice.reason}",
+        ),
         ("recipe", str(path)),
     ]
     if not plan_only:
@@ -127,7 +131,7 @@ def _describe_model(choice: Choice, vocabulary: int, device: str) -> str:
 
     preset = config.override(presets.get_preset(choice.preset), {**choice.settings, "vocab_size": vocabulary})
     exports = "" if preset.family == "fast" else ", exports to transformers and GGUF"
-    cores = f"CPU, {workers.default_jobs()} cores" if device == "cpu" else device
+    cores = f"CPU, {counted(workers.default_jobs(), 'cores')}" if device == "cpu" else device
     return f"{choice.preset}: {preset.model.parameters / 1e6:.1f}M parameters{exports}; {cores}"
 
 

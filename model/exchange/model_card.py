@@ -8,6 +8,7 @@ from dataclasses import asdict
 from model.exchange.export_source import ExportSource
 from model.runs.run import Result
 from pipeline.errors import BadData, InputMissing
+from pipeline.runtime.terminal import counted
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.store.manifest import KINDS
@@ -62,7 +63,7 @@ def _training_rows(source: ExportSource) -> Iterator[tuple[str, str]]:
     run, result, state, tokenizer = source.run, source.result, source.state, source.tokenizer
     yield "run", f"`{run.ref}`, digest `{run.digest}`, preset `{source.preset}`"
     yield "checkpoint", f"step {state.step:,} of {result.steps:,}, after {result.steps_before:,} of earlier runs"
-    yield "trained on", f"{result.tokens:,} tokens, {result.epochs:g} epochs"
+    yield "trained on", f"{result.tokens:,} tokens, {counted(result.epochs, 'epochs')}"
     yield "validation", _loss(state.val_loss, result)
     if state.model.ngram:
         yield "n-grams", "not exported; the validation loss of the network alone is higher"

@@ -16,10 +16,11 @@ from msgspec import Meta
 from model.generation.chat import TooLong, encode_chat
 from model.serving.requests import MAX_TOKENS, APIError, CompletionRequest, SamplingFields
 from pipeline.errors import BadData
+from pipeline.runtime.terminal import counted
 from pipeline.tokenizers import ChatTokenizer, Tokenizer
 
 BASE_MODEL = "this is a base model without a chat template: it continues the messages, joined by line ends, as one text"
-_DROPPED = "the oldest {} messages were left out: the model reads {} tokens at a time"
+_DROPPED = "left out {} from the beginning: the model reads {} tokens at a time"
 _ROLES = {"developer": "system"}  # OpenAI's newer name
 
 
@@ -69,7 +70,10 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
         prompt: Any
         if isinstance(tokenizer, ChatTokenizer):
             prompt, dropped = template_prompt(self.messages, tokenizer, block_size, fields["max_tokens"])
-            notes = {"dropped_messages": dropped, "warnings": [_DROPPED.format(dropped, block_size)] * bool(dropped)}
+            notes = {
+                "dropped_messages": dropped,
+                "warnings": [_DROPPED.format(counted(dropped, "messages"), block_size)] * bool(dropped),
+            }
         else:
             prompt, notes = plain_prompt(self.messages, tokenizer), {"warnings": [BASE_MODEL]}
         return CompletionRequest(**fields, prompt=prompt, logprobs=logprobs), notes

@@ -18,6 +18,7 @@ from msgspec import Meta
 from model.generation.engine import TokenSequence
 from model.generation.sampling import SampleOptions
 from pipeline.errors import BadData
+from pipeline.runtime.terminal import counted
 from pipeline.tokenizers import IncrementalDetokenizer, Tokenizer, Unencodable
 
 MAX_TOKENS = 4096
@@ -133,8 +134,9 @@ def _ignored(present: Mapping[str, Any], kind: type[SamplingFields]) -> list[str
     for message in present.get("messages", ()):
         names += [f"messages.{name}" for name, value in message.items() if value and name not in ("role", "content")]
     unique = list(dict.fromkeys(name[:_MAX_NAME] for name in names))
+    rest = len(unique) - _MAX_WARNINGS
     warnings = [f"{name}: unknown field, ignored" for name in unique[:_MAX_WARNINGS]]
-    return warnings + [f"{len(unique) - _MAX_WARNINGS} more unknown fields, ignored"] * (len(unique) > _MAX_WARNINGS)
+    return warnings + [f"{counted(rest, 'more unknown fields')}, ignored"] * (rest > 0)
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,8 @@ def tokenize_prompts(
         raise APIError(400, f"prompt must have at most {_MAX_PROMPT:,} characters or ids", "prompt")
     limit = min(_MAX_SEQUENCES, capacity)
     if len(prompts) * request.n > limit:
-        message = f"a request may have at most {limit} sequences, got {len(prompts)} prompts with n = {request.n}"
+        allowed = counted(limit, "sequences")
+        message = f"a request may have at most {allowed}, got {counted(len(prompts), 'prompts')} with n = {request.n}"
         raise APIError(400, message, "n" if request.n > 1 else "prompt")
     tokenized = [_tokenize_prompt(prompt, tokenizer) for prompt in prompts]
     longest = max(len(prompt.ids) for prompt in tokenized)

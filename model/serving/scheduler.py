@@ -20,6 +20,7 @@ from model.generation.engine import Engine, TokenSequence
 from model.generation.sampling import SampledToken
 from model.runs.run import Report
 from pipeline.errors import InkstoneError
+from pipeline.runtime.terminal import counted
 
 _GRACE_SECONDS = 3.0  # for active sequences to end after a shutdown
 _READ_SECONDS = 60.0  # for a client to read the remaining events after its last sequence has ended
@@ -168,7 +169,7 @@ class Scheduler:
                     tokens = self._engine.step()
                 except (InkstoneError, RuntimeError) as error:  # out of memory, for instance: fail this batch only
                     reason = " ".join(f"{error}".split())[:300]
-                    self._report(f"warning: {len(self._owners)} sequences failed: {reason}")
+                    self._report(f"warning: {counted(len(self._owners), 'sequences')} failed: {reason}")
                     self._fail(loop, GenerationFailed(reason))
                     continue
                 loop.call_soon_threadsafe(_push_all, self._events_of(tokens))

@@ -22,6 +22,7 @@ from model.presets import MAX_EPOCHS, dropout_for
 from model.runs.run import Report
 from model.training.baselines import Baselines
 from pipeline.errors import BadConfig
+from pipeline.runtime.terminal import counted
 
 if TYPE_CHECKING:
     from model.runs.checkpoint import TrainState
@@ -230,9 +231,9 @@ def plan_lines(
     epochs = steps * step_tokens / max(train_tokens, 1)
     if train.minutes:
         compilation = f", {compiling:.0f} s of them for compiling" if compiling >= 1 else ""
-        length = f"{train.minutes:g} minutes{compilation}, about {steps:,} steps"
+        length = f"{counted(train.minutes, 'minutes')}{compilation}, about {counted(steps, 'steps')}"
     else:
-        length = f"{train.steps:,} steps, about {_format_seconds(steps * seconds)}"
+        length = f"{counted(train.steps, 'steps')}, about {_format_seconds(steps * seconds)}"
     return [
         f"model     {preset_name}: {model.parameters / 1e6:.2f}M parameters, family {model.family}",
         f"device    {device}, {precision}, {plan.bytes / 1e9:.1f} GB, {execution.micro_batch} of {train.batch_size} "

@@ -47,6 +47,7 @@ from pipeline.runtime import workers
 from pipeline.runtime.engines import OpenEngine
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Progress
+from pipeline.runtime.spread import describe
 from pipeline.sources.inputs import InputFile, require_unchanged, resolve_inputs
 from pipeline.store import artifact, code, files
 from pipeline.store.artifact import BuildResult, StageOutput
@@ -202,7 +203,7 @@ def _make_missing(sources: CleanSources, tasks: Sequence[PartTask], progress: Pr
             if task.folder:
                 files.remove_tree(task.folder)  # damaged
         if engine:
-            progress.note(f"{len(missing)} parts on {engine.slots} slots of {engine.cores} cores")
+            progress.note(describe(engine, len(missing), "parts"))
             new_parts = make_spread(engine, missing, sources.libraries, advance)
         else:
             new_parts = make_parts(missing, advance, progress, jobs, len(complete))

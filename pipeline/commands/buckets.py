@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from pipeline.commands.console import Command, Outcome, Settings
+from pipeline.runtime.terminal import counted
 
 
 @click.command(cls=Command)
@@ -48,7 +49,7 @@ def push(settings: Settings, reference: str, url: str, one_writer: bool) -> Outc
         pushed.path,
         counts={"files": files, "bytes": size},
         extra={"url": f"{bucket.url}/{pushed.ref}"},
-        lines=[f"{result}: {bucket.url}/{pushed.ref} ({files:,} files, {size:,} bytes)"],
+        lines=[f"{result}: {bucket.url}/{pushed.ref} ({counted(files, 'files')}, {size:,} bytes)"],
     )
 
 
@@ -76,11 +77,11 @@ def pull(settings: Settings, url: str, reference: str) -> Outcome:
     if current_key(folder.parent) != key and (reference.count("/") == 1 or not current_key(folder.parent)):
         set_current(folder.parent, key)
     pulled = artifact.read(folder)
-    size = sum(record.size for record in pulled.manifest.files)
+    files, size = pulled.manifest.files, sum(record.size for record in pulled.manifest.files)
     return Outcome(
         result,
         pulled.ref,
         pulled.path,
         pulled.manifest.counts,
-        lines=[f"{result}: {pulled.ref} ({len(pulled.manifest.files):,} files, {size:,} bytes, every sha256 compared)"],
+        lines=[f"{result}: {pulled.ref} ({counted(len(files), 'files')}, {size:,} bytes, every sha256 compared)"],
     )

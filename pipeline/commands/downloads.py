@@ -11,6 +11,7 @@ import msgspec
 
 from pipeline import errors
 from pipeline.commands.console import Outcome, Settings
+from pipeline.runtime.terminal import counted
 
 if TYPE_CHECKING:
     from pipeline.sources.catalogue import Source
@@ -78,7 +79,7 @@ def dry_run_outcome(
     if None not in sizes:
         total = sum(size or 0 for size in sizes)
         missing = sum(size or 0 for (_, _, is_there), size in zip(rows, sizes, strict=True) if not is_there)
-        lines.append(f"{len(rows):,} files, {total:,} bytes; {missing:,} bytes to fetch")
+        lines.append(f"{counted(len(rows), 'files')}, {total:,} bytes; {missing:,} bytes to fetch")
     return Outcome("unchanged", extra={"files": records, "left_out": left_out}, lines=lines)
 
 

@@ -12,6 +12,7 @@ import click
 
 from pipeline import errors
 from pipeline.commands.console import Choice, Number, Outcome, Settings, option_group
+from pipeline.runtime.terminal import counted
 
 if TYPE_CHECKING:
     from pipeline.runtime.engines import OpenEngine
@@ -140,7 +141,7 @@ def outcome_of(built: BuildResult, summary_counts: tuple[str, ...], **extra: Any
     published = built.artifact
     note = build_note(published.manifest.code, built.result, rebuilt=built.rebuilt)
     counts = published.manifest.counts
-    summary = ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in summary_counts if name in counts)
+    summary = ", ".join(counted(counts[name], name.replace("_", " ")) for name in summary_counts if name in counts)
     lines = [f"{built.result}: {published.ref} ({summary}){note and f', {note}'}"]
     for item, tally in published.manifest.ledger.items():
         if tally["dropped"]:

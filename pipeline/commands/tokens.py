@@ -24,6 +24,7 @@ from pipeline.commands.options import (
     outcome_of,
     worker_count,
 )
+from pipeline.runtime.terminal import counted
 
 if TYPE_CHECKING:
     from pipeline.store.artifact import Artifact, BuildResult
@@ -362,8 +363,8 @@ def _summary_lines(tokens: Artifact, summary: TokensSummary) -> list[str]:
         f"tokenizer  {counts.get('tokenizer', tokens.manifest.tokenizer)}: {counts['vocab_size']:,} ids, "
         f"end of text {counts['end_of_text']}, stored as {counts['dtype']}",
         *(
-            f"{split:<10} {counts[f'{split}_tokens']:,} tokens in {counts[f'{split}_documents']:,} documents, "
-            f"{summary.segments[split]} segments"
+            f"{split:<10} {counts[f'{split}_tokens']:,} tokens in "
+            f"{counted(counts[f'{split}_documents'], 'documents')}, {counted(summary.segments[split], 'segments')}"
             for split in summary.segments
         ),
         *(
@@ -371,12 +372,12 @@ def _summary_lines(tokens: Artifact, summary: TokensSummary) -> list[str]:
             for split in summary.segments
             if (name := f"{split}_loss_tokens") in counts
         ),
-        f"longest    {summary.longest:,} tokens",
+        f"longest    {counted(summary.longest, 'tokens')}",
         *_length_lines(summary.lengths),
         *([f"unknown    {describe_unknown(counts)}"] if "unknown_characters" in counts else []),
     ]
     if "encoder" in counts:
-        lines.append(f"encoder    {counts['encoder']}, {counts['compared']:,} documents compared")
+        lines.append(f"encoder    {counts['encoder']}, {counted(counts['compared'], 'documents')} compared")
     for index, (name, documents) in enumerate(sorted(counts.get("sets", {}).items(), key=lambda item: -item[1])):
         lines.append(f"{'' if index else 'sets':<10} {documents:>12,} {name}")
     return [*lines, f"begins     {summary.first!r}"]

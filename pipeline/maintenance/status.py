@@ -16,6 +16,7 @@ from pipeline.errors import BadData, InkstoneError, from_os_error
 from pipeline.refresh import state
 from pipeline.report import page, reports
 from pipeline.runtime.regular_file import not_regular, read_regular
+from pipeline.runtime.terminal import counted
 from pipeline.sources import cache
 from pipeline.sources.walk import LOCK_FILE
 from pipeline.store import artifact, files, locks
@@ -140,7 +141,7 @@ def _source_row(root: Path, folder: Path) -> StatusRow:
     size = sum(pin.size for pin in pins.values())
     is_complete = all(files.file_size(folder / name) == pin.size for name, pin in pins.items())
     source_state = "current" if is_complete else "damaged"
-    return StatusRow(f"raw/{folder.name}", source_state, _age_hours(folder), size, f"{len(pins)} files")
+    return StatusRow(f"raw/{folder.name}", source_state, _age_hours(folder), size, counted(len(pins), "files"))
 
 
 def _summary(current: Artifact) -> str:
@@ -151,7 +152,7 @@ def _summary(current: Artifact) -> str:
         "tokens": ("documents", "tokens"),
         "runs": ("steps", "parameters"),
     }[current.manifest.kind]
-    summary = ", ".join(f"{counts[name]:,} {name}" for name in names if name in counts)
+    summary = ", ".join(counted(counts[name], name) for name in names if name in counts)
     if counts.get("unknown_characters"):
         from pipeline.tokens.totals import describe_unknown  # takes longer than the rest of `status`
 

@@ -22,6 +22,7 @@ from pipeline.readers import binary
 from pipeline.readers.compression import check_ratio, decompress, detect_compression
 from pipeline.readers.content import Content
 from pipeline.readers.kinds import HEAD_BYTES, has_text_suffix, kind_of
+from pipeline.runtime.terminal import counted
 
 MAX_MEMBERS = 1 << 18
 _BLOCK = 1 << 20
@@ -41,7 +42,7 @@ class Omitted:
 
     def __str__(self) -> str:
         counts = [f"{len(names):,} {reason} ({names[0]})" for reason, names in self.reasons.items()]
-        more = [f"{len(counts) - _SHOWN} more reasons"] if len(counts) > _SHOWN else []
+        more = [counted(len(counts) - _SHOWN, "more reasons")] if len(counts) > _SHOWN else []
         return ", ".join(counts[:_SHOWN] + more)
 
 

@@ -20,6 +20,7 @@ from pipeline.readers.encoding import EncodingStats
 from pipeline.readers.kinds import ARCHIVE, NO_FIELD, detect_kind
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Advance
+from pipeline.runtime.terminal import counted
 
 _TEXT_FORMATS = ("text", "")  # "" is refused by the reader of texts, which says where the binary data begins
 _READABLE_PROBLEMS = ("", "empty", "not text", NO_FIELD)  # left to the reader of the format
@@ -144,7 +145,7 @@ def _read_text(content: Content, options: ReadOptions, ledger: Ledger, on_reject
     text = "".join(encodings.decode_blocks(content.blocks, content.label, stats, encoding=options.encoding))
     count_losses(stats, content.file, ledger, on_reject)
     if stats.errors:
-        options.note(f"{content.label}: {stats.errors:,} invalid bytes became U+FFFD")
+        options.note(f"{content.label}: {counted(stats.errors, 'invalid bytes')} became U+FFFD")
     return Document(text, file=content.file)
 
 

@@ -10,6 +10,7 @@ from pipeline.errors import BadData
 from pipeline.report.languages import Language
 from pipeline.report.section import Cell, Chapter, Section, Table
 from pipeline.runtime.regular_file import read_regular
+from pipeline.runtime.terminal import counted
 from pipeline.store.artifact import Artifact
 
 _Row = tuple[str, str, str]
@@ -36,12 +37,12 @@ def _rows(entry: Artifact, say: Language) -> Iterator[_Row]:
         case "corpora":
             files = sum(source.role == "raw" for source in inputs)
             size = counts.get("input_bytes", 0)
-            plural = "" if files == 1 else "s"
-            text = say(f"{files:,} file{plural}, {size:,} bytes", f"{files:,} 个文件，{size:,} 字节")
+            text = say(f"{counted(files, 'files')}, {size:,} bytes", f"{files:,} 个文件，{size:,} 字节")
             yield say("source", "来源"), text, "–"
             documents, characters = counts.get("documents", 0), counts.get("characters", 0)
             text = say(
-                f"{documents:,} documents, {characters:,} characters", f"{documents:,} 篇文档，{characters:,} 个字符"
+                f"{counted(documents, 'documents')}, {counted(characters, 'characters')}",
+                f"{documents:,} 篇文档，{characters:,} 个字符",
             )
             yield "clean", text, entry.ref
         case "tokens":
@@ -57,7 +58,7 @@ def _rows(entry: Artifact, say: Language) -> Iterator[_Row]:
             yield "tokenize", text, entry.ref
         case "runs":
             steps, parameters = counts.get("steps", 0), counts.get("parameters", 0)
-            length = say(f"{steps:,} steps", f"{steps:,} 步") if steps else say("imported", "导入")
+            length = say(counted(steps, "steps"), f"{steps:,} 步") if steps else say("imported", "导入")
             text = length + say(f", {parameters:,} parameters", f"，{parameters:,} 个参数")
             yield "train", text + _score(entry, say), entry.ref
 

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.report.languages import Language
 from pipeline.report.run import RunNumbers, duration
 from pipeline.report.section import Block, Cell, Facts, Note, Pre, Section, Table
+from pipeline.runtime.terminal import counted
 
 _MAX_LINE = 72  # characters of a command in one line
 
@@ -96,22 +97,18 @@ def _incidents(numbers: RunNumbers, plans: Sequence[dict[str, Any]], say: Langua
     if skipped:
         lines.append(
             say(
-                f"{_counted(skipped, 'step was', 'steps were')} skipped, because a number was not finite.",
+                f"{counted(skipped, 'steps')} skipped, because a number was not finite.",
                 f"{skipped:,} 步出现非有限数值，已跳过。",
             )
         )
     if rollbacks:
         lines.append(
-            say(f"It went back to a checkpoint {_counted(rollbacks, 'time')}.", f"退回到检查点 {rollbacks:,} 次。")
+            say(f"It went back to a checkpoint {counted(rollbacks, 'times')}.", f"退回到检查点 {rollbacks:,} 次。")
         )
     if len(plans) > 1:
-        times = _counted(len(plans) - 1, "time")
+        times = counted(len(plans) - 1, "times")
         lines.append(say(f"It was interrupted and resumed {times}.", f"中断后恢复训练 {len(plans) - 1:,} 次。"))
     return lines
-
-
-def _counted(count: int, one: str, more: str = "") -> str:
-    return f"{count:,} {one if count == 1 else more or f'{one}s'}"
 
 
 def _configuration(numbers: RunNumbers, say: Language) -> Section:

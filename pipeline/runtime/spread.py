@@ -14,6 +14,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from pipeline.errors import BadData, InkstoneError, TryAgain, WorkerLost
 from pipeline.runtime.signals import current_stop
+from pipeline.runtime.terminal import counted
 from pipeline.runtime.workers import Raised, Returned, run_task
 
 _POLL = 0.5  # seconds between two looks at the stop event
@@ -34,6 +35,11 @@ class Engine(Protocol):
 
         An InkstoneError ends the command; any other exception is a lost worker.
         """
+
+
+def describe(engine: Engine, count: int, plural: str) -> str:
+    """Return what an engine is going to do: "40 files on 8 slots of 4 cores"."""
+    return f"{counted(count, plural)} on {counted(engine.slots, 'slots')} of {counted(engine.cores, 'cores')}"
 
 
 class Sign(NamedTuple):

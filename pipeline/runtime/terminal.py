@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from pipeline.errors import StorageFailed
 
+_PLURAL_END = re.compile(r"(?:(?<=ch)|(?<=ss))es$|s$")
 SPARKS, BAR = 24, 30  # characters of a sparkline and of the longest bar, at most
 
 # Controls, line separators, marks of reading order, invisible format characters, and lone surrogates (bytes of a name
@@ -50,6 +51,12 @@ def json_line(fields: Mapping[str, Any], *, encoding: str = "utf-8") -> str:
 
 def _json_escaped(match: re.Match[str]) -> str:
     return json.dumps(match[0])[1:-1]
+
+
+def counted(count: float, plural: str) -> str:
+    """Return a count with its noun, given in the plural: "1 file", "2,000 files", "0.5 minutes"."""
+    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    return f"{number} {_PLURAL_END.sub('', plural) if number == '1' else plural}"
 
 
 def sparkline(values: Sequence[float]) -> str:

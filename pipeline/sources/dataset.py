@@ -16,6 +16,7 @@ import humanize
 import msgspec
 
 from pipeline.errors import BadConfig, InputMissing
+from pipeline.runtime.terminal import counted
 
 PREFIX = "hf:"
 MAX_BYTES = 50_000_000_000  # of a dataset that is fetched without --include
@@ -119,7 +120,7 @@ class Dataset:
     def summary(self, listing: Listing, files: Sequence[DatasetFile]) -> str:
         """Describe in one line what is fetched, and what is left out although it could hold text."""
         total = humanize.naturalsize(sum(file.size for file in files))
-        line = f"{self}: {len(files):,} files, {total}"
+        line = f"{self}: {counted(len(files), 'files')}, {total}"
         fetched = {file.path for file in files}
         rest = [file for file in listing.files if file.path not in fetched and self.is_chosen(file.path)]
         if left_out := [f"{len(group):,} {name}" for name, group in _by_format(rest) if group]:

@@ -26,6 +26,7 @@ from pipeline.readers import binary
 from pipeline.readers.compression import compression_suffix, read_blocks
 from pipeline.readers.kinds import NO_FIELD, detect_kind, has_text_suffix, without_compression
 from pipeline.runtime.progress import Progress
+from pipeline.runtime.terminal import counted
 from pipeline.sources.order import natural_key
 from pipeline.store import files
 from pipeline.store.manifest import KINDS
@@ -333,7 +334,7 @@ def _counted(count: int, reason: str) -> str:
     article, _, noun = reason.partition(" ")
     if article not in ("a", "an"):
         return f"{count:,} {reason}"
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+    return counted(count, f"{noun}s")
 
 
 def _unreadable(error: OSError, named: Path) -> InkstoneError:

@@ -11,6 +11,7 @@ from pipeline.clean.chat.formats import FORMS, HELD_OUT, PREFERENCES, Refused, k
 from pipeline.errors import BadData
 from pipeline.readers import fields, readers
 from pipeline.runtime.ledger import Ledger
+from pipeline.runtime.terminal import counted
 from pipeline.start.decide import InputOptions, Lines
 
 _PROMPTS = 3
@@ -76,9 +77,9 @@ def describe(conversations: Conversations, sources: Sequence[str], parent: str, 
     """Return the lines of the plan, as headings and contents."""
     task = "dpo" if conversations.kind == PREFERENCES else "sft"
     size = f"{conversations.bytes / 1e6:.1f} MB"
-    length = f"{minutes:g} minutes (--minutes)" if minutes else "epochs by the size of the text"
+    length = f"{counted(minutes, 'minutes')} (--minutes)" if minutes else "epochs by the size of the text"
     return [
-        ("text", f"{', '.join(sources)} {size}; {conversations.records:,} {conversations.noun}"),
+        ("text", f"{', '.join(sources)} {size}; {counted(conversations.records, conversations.noun)}"),
         ("tokens", f"the tokenizer of {parent}, with the tokens of a chat template"),
         ("model", f"{parent}, all weights"),
         ("training", f"{task}; {length}"),

@@ -15,6 +15,7 @@ from pipeline.clean.report.sentencepiece_flags import DEFAULT_MAX_LINE_BYTES, Fl
 from pipeline.errors import BadData
 from pipeline.readers import compression, corpora, jsonl
 from pipeline.runtime.regular_file import regular_file
+from pipeline.runtime.terminal import counted
 from pipeline.store import artifact, files
 from pipeline.store.manifest import Input
 
@@ -199,4 +200,4 @@ def sample(items: Iterable[bytes], total: int, limit: int) -> Iterator[bytes]:
 
 def format_characters(count: int) -> str:
     """Return a number of characters for people: 1.2 M characters, 40,000 characters."""
-    return f"{count / 1e6:.1f} M characters" if count >= 1_000_000 else f"{count:,} characters"
+    return f"{count / 1e6:.1f} M characters" if count >= 1_000_000 else counted(count, "characters")

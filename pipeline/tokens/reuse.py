@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from pipeline.errors import InkstoneError
+from pipeline.runtime.terminal import counted
 from pipeline.store import artifact, code, files
 from pipeline.store.generations import draft_path, generation_keys
 from pipeline.store.manifest import FileRecord, Identity, Input, Manifest
@@ -75,6 +76,12 @@ def reuse_units(draft: Path, identity: Identity) -> list[UnitRecord]:
                 complete.add(renumbered.name)
                 reused.append(renumbered)
     return reused
+
+
+def describe(reused: Sequence[UnitRecord]) -> str:
+    """Return which units are reused: "reusing 12 units of 4 unchanged files"."""
+    files_of_units = {record.file for record in reused}
+    return f"reusing {counted(len(reused), 'units')} of {counted(len(files_of_units), 'unchanged files')}"
 
 
 def _remove_unlisted(draft: Path) -> None:

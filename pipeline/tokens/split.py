@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import msgspec
 
 from pipeline.errors import BadData
+from pipeline.runtime.terminal import counted
 
 MODES = ("auto", "document", "stretch")
 DIGEST_BYTES = 16
@@ -158,25 +159,21 @@ def rule_of(options: Mapping[str, Any]) -> SplitRule | None:
     return SplitRule("document", 0, threshold_of(fraction), fraction) if fraction else None
 
 
-_NOUNS = {"chat": "conversation", "preferences": "preference pair"}
+_NOUNS = {"chat": "conversations", "preferences": "preference pairs"}
 
 
 def summary(options: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
     """Say in a phrase what is held out, from the options and counts of a tokens manifest."""
     characters = counts["train_characters"] + counts["val_characters"]
     share = f"({100 * counts['val_characters'] / max(characters, 1):.1f} %)"
-    count, noun = counts["val_documents"], _NOUNS.get(options.get("chat", ""), "document")
-    documents = _count(count // 2 if noun == _NOUNS["preferences"] else count, noun)
+    count, noun = counts["val_documents"], _NOUNS.get(options.get("chat", ""), "documents")
+    documents = counted(count // 2 if noun == _NOUNS["preferences"] else count, noun)
     rule = rule_of(options)
     if rule and rule.mode == "stretch":
         size = f"{rule.size >> 10} KiB" if rule.size >= 1 << 10 else f"{rule.size} bytes"
-        return f"held out {_count(counts['val_stretches'], 'stretch', 'es')} of {size} {share}, chosen by hash"
+        return f"held out {counted(counts['val_stretches'], 'stretches')} of {size} {share}, chosen by hash"
     if rule:
         return f"held out {documents} {share}, {'as marked' if rule == MARKED else 'chosen by hash'}"
     if counts["val_documents"]:
         return f"held out {documents} of the validation text {share}"
     return "held out nothing: there is no validation part"
-
-
-def _count(count: int, noun: str, plural: str = "s") -> str:
-    return f"{count:,} {noun}{'' if count == 1 else plural}"

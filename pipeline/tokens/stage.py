@@ -24,6 +24,7 @@ from pipeline.readers.readers import libraries_of
 from pipeline.runtime import workers
 from pipeline.runtime.engines import OpenEngine
 from pipeline.runtime.progress import Advance, Progress
+from pipeline.runtime.spread import describe
 from pipeline.sources import inputs as source_inputs
 from pipeline.sources.inputs import InputFile
 from pipeline.sources.walk import LeftOut
@@ -264,7 +265,7 @@ def tokenize(
         if tokenizer.encoder == "tiktoken" and (problem := tokenizers.gigatoken_problem(tokenizer.name)):
             progress.note(f"gigatoken {problem}: using tiktoken, which gives the same ids many times slower")
         if reused := [] if rebuild else reuse.reuse_units(draft, identity):
-            progress.note(f"reusing {len(reused)} units of {len({record.file for record in reused})} unchanged files")
+            progress.note(reuse.describe(reused))
         try:
             with contextlib.ExitStack() as leases:
                 corpora = {entry.corpus.path: entry.corpus for entry in (*inputs.train, *inputs.val) if entry.corpus}
@@ -384,7 +385,7 @@ def _spread(
             options.text_fields,
             engine.cores,
         )
-        progress.note(f"{len(todo)} files on {engine.slots} slots of {engine.cores} cores")
+        progress.note(describe(engine, len(todo), "files"))
         return spread_files(engine, todo, overlap, advance)
 
 

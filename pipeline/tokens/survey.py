@@ -12,6 +12,7 @@ import msgspec
 
 from pipeline.errors import BadData, InkstoneError
 from pipeline.readers import jsonl, readers
+from pipeline.runtime.terminal import counted
 from pipeline.sources.inputs import InputFile
 from pipeline.store import artifact
 from pipeline.store.generations import current_key, generation_keys
@@ -162,7 +163,7 @@ def choose_rule(documents: Documents, mode: str, fraction: float, stored: SplitR
         return settled
     count = sum(1 for _ in documents)
     characters = sum(len(block) for document in documents for block in document.blocks())
-    message = f"{count:,} document{'' if count == 1 else 's'} of {characters:,} characters"
+    message = f"{counted(count, 'documents')} of {counted(characters, 'characters')}"
     reason = " cannot be divided by documents" if mode == "document" else ": too short to hold some of it out"
     hint = "--val-fraction 0 trains on everything; --val FILE validates on another text"
     raise BadData(f"{message}{reason}", hint=hint)

@@ -11,6 +11,7 @@ import msgspec
 from pipeline.errors import BadData
 from pipeline.readers.detection.common_characters import SIMPLIFIED, TRADITIONAL
 from pipeline.runtime.ledger import Ledger
+from pipeline.runtime.terminal import counted
 from pipeline.store.artifact import StageOutput
 from pipeline.tokenizers import Tokenizer
 from pipeline.tokens.overlap import Overlap
@@ -88,7 +89,7 @@ def content_of(
 
 def _empty_split(split: str, ledger: Ledger) -> BadData:
     documents, dropped = ledger.documents.out, ledger.documents.dropped
-    summary = f"the {split} split is empty: {documents:,} documents"
+    summary = f"the {split} split is empty: {counted(documents, 'documents')}"
     if dropped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
         return BadData(f"{summary}; dropped: {reasons}", hint="relax the filters, or check the inputs")
@@ -157,7 +158,8 @@ def warnings_of(counts: Mapping[str, Any]) -> list[str]:
         lines.append(f"warning: {describe_unknown(counts)}{_examples(counts)}: they are not in {counts['tokenizer']}")
     if rewrites := counts.get("rewrites"):
         shown = ", ".join(f"{rewrite} ({count:,})" for rewrite, count in rewrites.items())
-        lines.append(f"warning: {counts['tokenizer']} rewrites {counts['rewritten_characters']:,} characters: {shown}")
+        characters = counted(counts["rewritten_characters"], "characters")
+        lines.append(f"warning: {counts['tokenizer']} rewrites {characters}: {shown}")
     elif counts.get("changed_documents") and not counts.get("unknown_characters"):
         changed, documents = counts["changed_documents"], counts["val_documents"]
         lines.append(f"warning: {changed:,} of {documents:,} validation documents decode to another text")

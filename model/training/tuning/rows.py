@@ -10,6 +10,7 @@ import numpy as np
 
 from model.training.permutation import GOLDEN, mix, permute
 from model.training.tuning.packing import Documents, Pieces, pack
+from pipeline.runtime.terminal import counted
 from pipeline.tokens.store import TokenArray
 
 PLANES = 5
@@ -56,7 +57,7 @@ class PackedRows:
     def __str__(self) -> str:
         pieces = self.pieces
         kind = "conversations" if pieces.width == 1 else "pairs"
-        parts = [f"{len(pieces.starts) // pieces.width:,} {kind} in {len(self.rows):,} blocks"]
+        parts = [f"{counted(len(pieces.starts) // pieces.width, kind)} in {counted(len(self.rows), 'blocks')}"]
         parts += [f"{self.padding:.1%} padding"]
         parts += [f"{pieces.cut:,} longer than a block and cut"] * bool(pieces.cut)
         parts += [f"{pieces.dropped:,} without an answer in their block dropped"] * bool(pieces.dropped)

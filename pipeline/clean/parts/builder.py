@@ -25,6 +25,7 @@ from pipeline.readers.documents import Note, Reject
 from pipeline.runtime import workers
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Advance, Progress, SilentProgress
+from pipeline.runtime.terminal import counted
 from pipeline.sources.inputs import require_unchanged
 from pipeline.store import files
 
@@ -98,7 +99,9 @@ def make_parts(
         for number, reading in enumerate(readings, complete):
             with _open_part(reading) as writer:
                 while due and steps[0][0] is reading:
-                    progress.safe_point(f"{number} complete parts are kept" if number else "nothing was published")
+                    progress.safe_point(
+                        f"kept {counted(number, 'complete parts')}" if number else "nothing was published"
+                    )
                     writer.add(*due, steps.popleft()[1])
                     due = next(results, None)
                 part = _finish_part(reading, writer)

@@ -22,6 +22,7 @@ from pipeline.clean.report.report import (
     add_counts,
 )
 from pipeline.clean.utf16 import HAN
+from pipeline.runtime.terminal import counted
 
 SCHEMA = 1
 _OPTIONAL = ("near_pairs", "held_out", "examples")  # only with the options that they belong to
@@ -193,7 +194,7 @@ def _profile_rows(shares: Mapping[str, Any]) -> list[str]:
         return []
     total = max(sum(share["characters"] for share in shares.values()), 1)
     texts = [
-        f"{name} {share['documents']:,} documents ({share['characters'] / total:.1%} of the characters)"
+        f"{name} {counted(share['documents'], 'documents')} ({share['characters'] / total:.1%} of the characters)"
         for name, share in shares.items()
     ]
     return [_row("profiles", ", ".join(texts))]
@@ -211,7 +212,7 @@ def _sentence_rows(data: Mapping[str, Any]) -> list[str]:
 
 def _heading_rows(headings: Mapping[str, Any]) -> list[str]:
     patterns, unheaded = _listed(headings["patterns"]), headings["unheaded"]
-    note = f"; {unheaded:,} lines without a heading" if unheaded else ""
+    note = f"; {counted(unheaded, 'lines')} without a heading" if unheaded else ""
     return [_row("headings", patterns + note)] if patterns else []
 
 

@@ -18,6 +18,7 @@ from pipeline.readers.documents import Note, log_note
 from pipeline.runtime import workers
 from pipeline.runtime.progress import Advance, Progress
 from pipeline.runtime.spread import Sign
+from pipeline.runtime.terminal import counted
 from pipeline.sources.inputs import InputFile, require_unchanged
 from pipeline.sources.nodes import check
 from pipeline.sources.nodes.check import require_draft, require_versions
@@ -106,7 +107,7 @@ def encode_files(
     with closing(workers.map_ordered(function, todo, jobs=jobs)) as results:
         for task, encoded in results:
             if writer.add(task, encoded) and progress:
-                progress.safe_point(f"{len(writer.records)} complete units are kept")
+                progress.safe_point(f"kept {counted(len(writer.records), 'complete units')}")
     for _, entry, _ in sources:
         require_unchanged(entry)
 

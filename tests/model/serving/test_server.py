@@ -566,7 +566,7 @@ def test_nearly_finished_text_is_completed_on_shutdown(trained: Path) -> None:
             reply += part
     assert b'"finish_reason":"length"' in reply or b'"finish_reason":"stop"' in reply
     assert code == 0
-    assert out.startswith("served 1 texts")
+    assert out.startswith("served 1 text,")
 
 
 def failed(*words: object) -> tuple[int, str]:
@@ -647,7 +647,7 @@ def test_failed_step_fails_only_its_own_sequences() -> None:
         scheduler.start(asyncio.get_running_loop())
         with pytest.raises(GenerationFailed, match="out of memory"):
             await count_events(scheduler, [sequence(5)])
-        assert messages == ["warning: 1 sequences failed: out of memory"]
+        assert messages == ["warning: 1 sequence failed: out of memory"]
         assert await count_events(scheduler, [sequence(1), sequence(1)]) == 2
         with pytest.raises(QueueFull):
             scheduler.submit([sequence(1)] * 5)

@@ -319,7 +319,7 @@ def test_source_with_missing_file_or_broken_lock_is_damaged(root: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "a.txt").write_bytes(b"text")
     cache.write_lock_file(root, "book", {"a.txt": cache.RawFile(4, "x", 0, "there")})
-    assert [(row.ref, row.state, row.summary) for row in status.status(root)] == [("raw/book", "current", "1 files")]
+    assert [(row.ref, row.state, row.summary) for row in status.status(root)] == [("raw/book", "current", "1 file")]
     (folder / "a.txt").unlink()
     assert [row.state for row in status.status(root)] == ["damaged"]
     (folder / "sources.lock.json").write_bytes(b"{")

@@ -180,3 +180,21 @@ def test_log_that_is_a_pipe_without_a_reader_is_a_warning(tmp_path: Path, capsys
         f"warning: {tmp_path / 'log'}: No such device or address; continuing without a log",
         "a note",
     ]
+
+
+@pytest.mark.parametrize(
+    ("count", "plural", "expected"),
+    [
+        (0, "files", "0 files"),
+        (1, "files", "1 file"),
+        (2000, "files", "2,000 files"),
+        (1, "stretches", "1 stretch"),
+        (1, "processes", "1 process"),
+        (1, "train tokens", "1 train token"),
+        (1, "vocab size", "1 vocab size"),
+        (1.0, "minutes", "1 minute"),
+        (0.5, "minutes", "0.5 minutes"),
+    ],
+)
+def test_count_has_its_noun_in_the_right_number(count: float, plural: str, expected: str) -> None:
+    assert terminal.counted(count, plural) == expected

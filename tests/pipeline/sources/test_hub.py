@@ -333,7 +333,7 @@ def test_summary_names_what_is_left_out() -> None:
     files = listing("a.parquet", "a.jsonl", "b.jsonl", "t.csv", "README.md", size=1000)
     wanted = dataset.parse("hf:ann/letters", "https://hub.example.org")
     line = wanted.summary(files, wanted.select(files))
-    assert line == "hf:ann/letters: 1 files, 1.0 kB; left out: 2 JSON lines, 1 CSV files (--include chooses)"
+    assert line == "hf:ann/letters: 1 file, 1.0 kB; left out: 2 JSON lines, 1 CSV files (--include chooses)"
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_a_long_answer_ends_at_the_end_of_a_character() -> None:
 def test_an_answer_out_of_reach_is_dropped_and_counted() -> None:
     talks = [messages("long " * 40, "no"), messages("short", "yes")]
     rows = PackedRows(documents(talks), conversation_pieces(documents(talks), 50), 50)
-    assert "1 conversations in 1 blocks" in str(rows)
+    assert "1 conversation in 1 block" in str(rows)
     assert "1 longer than a block and cut, 1 without an answer in their block dropped" in str(rows)
 
 

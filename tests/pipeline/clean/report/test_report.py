@@ -371,7 +371,7 @@ def test_shares_of_profiles_are_reported_unless_all_text_is_chinese() -> None:
     (row,) = [line for line in table(report) if line.startswith("profiles")]
     assert (
         row.split(maxsplit=1)[1]
-        == "text 2 documents (86.5% of the characters), plain 1 documents (13.5% of the characters)"
+        == "text 2 documents (86.5% of the characters), plain 1 document (13.5% of the characters)"
     )
 
 
