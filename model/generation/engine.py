@@ -20,7 +20,6 @@ from model.generation.sampling import SEED_LIMIT, Candidate, SampledToken, Sampl
 from model.generation.scoring import TokenScore, not_finite, score_prompts
 from model.network.gpt import GPT
 from model.network.kv_cache import KVCache
-from model.network.ngrams import mixed
 from pipeline.errors import BadConfig, TryAgain
 from pipeline.tokenizers import ChatTokenizer, IncrementalDetokenizer, Tokenizer
 
@@ -209,8 +208,7 @@ class Engine:
         last_ids = torch.tensor([[sequence.context[-1]] for sequence in self.active], device=self._device)
         logits = self.model.next_logits(last_ids, self._cache.extend(0, len(self.active), 1)).cpu()
         if ngrams := self.model.ngrams:
-            counted = torch.stack([ngrams.predict(sequence.context) for sequence in self.active])
-            logits = mixed(logits.log_softmax(-1), counted.to(logits))
+            logits = ngrams.mix(logits, [sequence.context for sequence in self.active])
         tokens = [
             (sequence, sequence.append(row, self._cache.size))
             for sequence, row in zip(self.active, logits, strict=True)

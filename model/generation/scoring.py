@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from model.network.gpt import GPT
-from model.network.ngrams import NGrams, mixed
 from pipeline.errors import BadData
 
 _BATCH_TOKENS = 4096  # of one forward pass, with padding
@@ -73,7 +72,7 @@ def _score_batch(model: GPT, prompts: Sequence[Sequence[int]], vocab_size: int, 
     next_logits = torch.stack([row[length - 1] for row, length in zip(states, lengths, strict=True)])
     next_logits = model.logits(next_logits).cpu()  # (B, V)
     if model.ngrams:
-        next_logits = _mixed(next_logits, model.ngrams, prompts)
+        next_logits = model.ngrams.mix(next_logits, prompts)
     next_logits = next_logits[:, :vocab_size]
     before = torch.cat([row[: length - 1] for row, length in zip(states, lengths, strict=True)])  # (N - B, C)
     targets = torch.tensor([token for prompt in prompts for token in prompt[1:]], dtype=torch.int64)
@@ -85,12 +84,6 @@ def _score_batch(model: GPT, prompts: Sequence[Sequence[int]], vocab_size: int, 
         scores.append(PromptScore(tuple(tokens[start : start + length - 1]), logits))
         start += length - 1
     return scores
-
-
-def _mixed(logits: Tensor, ngrams: NGrams, contexts: Sequence[Sequence[int]]) -> Tensor:
-    """Return the log probabilities (B, V) of the mixture after B contexts, from the network's logits (B, V)."""
-    counted = torch.stack([ngrams.predict(context) for context in contexts])
-    return mixed(logits.log_softmax(-1), counted.to(logits))
 
 
 def _score_tokens(
@@ -107,7 +100,7 @@ def _score_tokens(
     for start in range(0, len(targets), size):
         logits = model.logits(states[start : start + size])
         if model.ngrams:
-            logits = _mixed(logits, model.ngrams, contexts[start : start + size])
+            logits = model.ngrams.mix(logits, contexts[start : start + size])
         logprobs = logits[:, :vocab_size].log_softmax(-1)  # (M, V)
         ids = targets[start : start + size]
         target_logprobs = logprobs.gather(1, ids[:, None].to(logprobs.device))[:, 0]

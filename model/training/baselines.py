@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import zstandard
 
+from model.network.ngrams import MULTIPLIER, kneser_ney_discounts
 from model.training.evaluate import CODE_POINT_BITS, ValidationSet
 from pipeline.tokenizers import Tokenizer
 from pipeline.tokens.store import TokenStore
@@ -19,7 +20,6 @@ _LEVEL = 19  # the highest without --ultra; its window of 8 MiB covers all of th
 _MAX_CHARACTERS = 1 << 21  # of training text for n-grams: 2 s for a million
 _MAX_ORDER = 8  # characters of an n-gram
 _DECODED = 1 << 17  # tokens at once
-_MULTIPLIER = 0x9E3779B97F4A7C15  # an odd number; n-grams are compared by a polynomial in it modulo 2**64
 
 
 @dataclass(frozen=True)
@@ -162,12 +162,11 @@ def ngram(codes: np.ndarray, start: int, unseen: float, order: int = _MAX_ORDER)
     """Return the float64 probability of each character from `start` on, given all characters before it.
 
     `codes` (N,) are code points; a character that did not occur before has the probability `unseen` after the shortest
-    context. Modified Kneser-Ney smoothing (Chen & Goodman 1998): of the count of every n-gram a discount is subtracted,
-    and for each context the subtracted mass is distributed by the next shorter n-grams, of which only those are counted
-    whose next longer n-gram was new. Counts are of all earlier positions, by sorting: one sort for each order.
+    context. Smoothed by modified Kneser-Ney, as in model/network/ngrams.py. Counts are of all earlier positions, by
+    sorting: one sort for each order.
     """
     values, length, order = codes.astype(np.uint64) + np.uint64(1), len(codes), min(order, len(codes))
-    powers = [np.uint64(pow(_MULTIPLIER, n, 1 << 64)) for n in range(order)]
+    powers = [np.uint64(pow(MULTIPLIER, n, 1 << 64)) for n in range(order)]
     keys = np.zeros(length, np.uint64)  # of the n-gram that ends at each position
     for n, power in enumerate(powers):
         keys[n:] += values[: length - n] * power
@@ -204,13 +203,6 @@ def _sum_before(values: np.ndarray, keys: np.ndarray, places: np.ndarray) -> np.
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:
-    """Return the discounts of counts 0, 1, 2 and more, from how many n-grams occur one to four times.
-
-    `counts` are those before each occurrence.
-    """
-    reached = np.bincount(counts[counts <= 4], minlength=5)
-    once, twice, thrice, often = reached[:4] - reached[1:] + 1.0
-    rate = once / (once + 2 * twice)
-    discounts = [0, 1 - 2 * rate * twice / once, 2 - 3 * rate * thrice / twice, 3 - 4 * rate * often / thrice]
-    clipped: np.ndarray = np.clip(discounts, [0, 0.05, 0.05, 0.05], [0, 0.95, 1.95, 2.95])
-    return clipped
+    """Return the discounts (4,) of n-grams. `counts` has, for each occurrence, the number of earlier ones."""
+    reached = np.bincount(counts[counts <= 4], minlength=5)  # n-grams that occur more than 0, 1, … times
+    return kneser_ney_discounts(reached[:4] - reached[1:])
