@@ -21,13 +21,13 @@ from pipeline.runtime.terminal import counted, json_line, printable_block, write
 if TYPE_CHECKING:
     from model.generation.chat import Answer, Chat
 
-_PROMPT_GRACE = 0.01  # seconds: nothing is lost while a turn is typed
+_PROMPT_GRACE = 0.01  # seconds until SIGTERM ends the command while a turn is typed: nothing is lost
 _HELP = """/reset          begin a new conversation
 /system TEXT    begin a new conversation with this system message; without TEXT, without one
 /save FILE      append the conversation to a file, as a line of JSON that `clean --profile chat` reads
 /help           print this
-/quit           end; so does the end of input (Ctrl-D)
-Ctrl-C ends an answer."""
+/quit           end, as does Ctrl-D
+Ctrl-C stops an answer."""
 
 
 @click.command(cls=Command)
@@ -68,7 +68,7 @@ def chat(
         session = Session(run, checkpoint, device, precision, settings.progress.note)
         talk = Chat(session, SampleOptions(**options), system)
         session.load()
-    conversation = _Conversation(settings, talk, is_read_by_a_person=not prompts and sys.stdin.isatty())
+    conversation = _Conversation(settings, talk, is_interactive=not prompts and sys.stdin.isatty())
     if prompts:
         for text in prompts:
             conversation.ask(text)
@@ -86,16 +86,16 @@ def chat(
 
 @dataclass
 class _Conversation:
-    """Turns of the user, their answers on standard output, and the commands that begin with a slash."""
+    """A conversation on standard input and output. Lines that begin with a slash are commands."""
 
     settings: Settings
     chat: Chat
-    is_read_by_a_person: bool
+    is_interactive: bool
     answers: list[Answer] = field(default_factory=list)
 
     def read(self) -> None:
-        """Answer the lines of standard input until its end or /quit. Errors of a turn are printed and end nothing."""
-        marker = self._open_terminal() if self.is_read_by_a_person else ""
+        """Answer the lines of standard input until its end or /quit. On a terminal, an error does not end the loop."""
+        marker = self._open_terminal() if self.is_interactive else ""
         while True:
             try:
                 with stop_on_sigterm(self.settings.progress.stop, grace=_PROMPT_GRACE):
@@ -111,12 +111,12 @@ class _Conversation:
                 elif text:
                     self.ask(text)
             except (BadConfig, BadData, StorageFailed) as error:
-                if not self.is_read_by_a_person:
+                if not self.is_interactive:
                     raise
                 self._note(f"error: {error.message}", error)
 
     def ask(self, text: str) -> None:
-        """Answer a turn, and say if turns were left out or the answer is cut off."""
+        """Answer a turn. Report turns that were left out, and an answer that was cut off."""
         answer = self.chat.ask(text, self._print, self.settings.progress.stop)
         self._print("\n")
         self.answers.append(answer)
@@ -125,7 +125,7 @@ class _Conversation:
                 f"left out {counted(answer.dropped, 'messages')} from the beginning: the context of the model is full"
             )
         if answer.ended == "length":
-            self._note("the answer is cut off: --max-tokens sets its length")
+            self._note("the answer was cut off at --max-tokens")
 
     def _run_command(self, text: str) -> None:
         name, _, argument = text.partition(" ")
@@ -136,12 +136,12 @@ class _Conversation:
             self._save(Path(argument))
         elif name == "/system":
             self.chat.reset(argument)
-            self._note("a new conversation" + (" with this system message" if argument else ""))
+            self._note("new conversation" + (" with this system message" if argument else ""))
         elif name == "/reset" and not argument:
             self.chat.reset(self.chat.system)
-            self._note("a new conversation")
+            self._note("new conversation")
         else:
-            raise BadConfig(f"{text}: no such command", hint="/help lists them")
+            raise BadConfig(f"{text}: no such command", hint="/help lists the commands")
 
     def _save(self, path: Path) -> None:
         if not any(message["role"] == "assistant" for message in self.chat.messages):
@@ -154,7 +154,7 @@ class _Conversation:
         self._note(f"saved to {path}")
 
     def _open_terminal(self) -> str:
-        """Let the keys of the terminal edit a line and recall earlier ones. Return the marker before a turn."""
+        """Enable line editing and history, and print how to begin. Return the prompt of `input`."""
         with suppress(ImportError):
             import readline  # noqa: F401 - `input` then uses it
         self._note(f"{self.chat.run.ref}: type a turn, /help for commands, Ctrl-D to end")
@@ -166,7 +166,7 @@ class _Conversation:
 
     def _note(self, text: str, error: InkstoneError | None = None) -> None:
         hint = f" ({error.hint})" if error and error.hint else ""
-        if not self.is_read_by_a_person:
+        if not self.is_interactive:
             self.settings.progress.note(f"{text}{hint}")
             return
         from rich.console import Console

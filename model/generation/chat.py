@@ -1,4 +1,4 @@
-"""Chats with a run: messages to the ids of a prompt, and a conversation of which every answer is generated.
+"""Chats with a run: encode messages as a prompt, and answer the turns of a conversation.
 
 torch is imported with the model only.
 """
@@ -42,9 +42,9 @@ class Answer(NamedTuple):
 
 
 def encode_chat(messages: Messages, tokenizer: ChatTokenizer, block_size: int, max_tokens: int) -> ChatPrompt:
-    """Encode as many of the latest turns as leave room in the block for `max_tokens`, which is at most half of it.
+    """Encode as many of the latest turns as fit beside an answer of `max_tokens`, or of half a block if that is less.
 
-    Messages of the system at the beginning always stay. Raises TooLong if the last turn alone does not fit, BadData if
+    System messages at the beginning always stay. Raises TooLong if the last turn alone does not fit, BadData if
     the template refuses the messages or the tokenizer cannot encode them.
     """
     start = next((index for index, message in enumerate(messages) if message["role"] != "system"), len(messages))
@@ -64,7 +64,7 @@ def encode_chat(messages: Messages, tokenizer: ChatTokenizer, block_size: int, m
     if len(ids) >= block_size:
         raise TooLong(
             f"the last turn has {len(ids):,} tokens, but the model reads {block_size:,} at a time",
-            hint="write a shorter one",
+            hint="write a shorter turn",
         )
     return ChatPrompt(ids, first)
 
@@ -100,8 +100,8 @@ class Chat:
     def ask(self, text: str, write: Callable[[str], object], stopped: threading.Event | None = None) -> Answer:
         """Answer a turn of the user, and pass the text of the answer to `write` piece by piece.
 
-        Both turns join the messages; after an interrupt (Ctrl-C) with what was generated until then. Raises BadConfig
-        or BadData for a turn that cannot be encoded, which then does not join, and TryAgain if `stopped` is set.
+        Both turns are appended to `messages`. After Ctrl-C the answer is what was generated until then. Raises
+        BadConfig or BadData, and appends nothing, if the turn cannot be encoded; TryAgain if `stopped` is set.
         """
         encode(self._tokenizer, text, self._session.report)  # reports unknown characters
         turn = {"role": "user", "content": text}

@@ -60,7 +60,7 @@ class CleanTask(msgspec.Struct, frozen=True):
     roles: tuple[TurnRole, ...] = ()
 
     @property
-    def firsts(self) -> list[int]:
+    def starts(self) -> list[int]:
         """The indices of the texts with which a record begins."""
         if not self.roles:
             return list(range(len(self.lines)))
@@ -69,7 +69,7 @@ class CleanTask(msgspec.Struct, frozen=True):
     @property
     def records(self) -> int:
         """Number of records that begin in this task."""
-        return 0 if self.continues else len(self.firsts)
+        return 0 if self.continues else len(self.starts)
 
 
 @dataclass

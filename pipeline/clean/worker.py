@@ -197,7 +197,7 @@ def _clean_part(
     if page is None:
         result.closes = task.continues and not task.open
         return
-    for refusal in join_turns(page, task.roles, task.firsts) if task.roles else ():
+    for refusal in join_turns(page, task.roles, task.starts) if task.roles else ():
         result.report.drop(refusal.reason, 1, len(refusal.text))
         result.rejects.append(_reject(task, refusal.origin, refusal.reason, refusal.text))
     _count_effects(task, page, result.report)

@@ -1,4 +1,4 @@
-"""Conversations and preference pairs as the input of `start --from RUN`: their kind, number, and turns to try."""
+"""Conversations and preference pairs as the input of `start --from RUN`: kind, number, and prompts to try."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from pipeline.runtime.terminal import counted
 from pipeline.start.decide import InputOptions, Lines
 
 _PROMPTS = 3
-_MOST_CHARACTERS = 80  # of a turn to try
+_MAX_PROMPT = 80  # characters
 
 
 @dataclass(frozen=True)
 class Conversations:
-    """Records of some files. `kind` is "chat" or "preferences"; `prompts` are turns of the user, held out if marked."""
+    """Survey of the input. `kind` is "chat" or "preferences", `prompts` are first turns of users.
+
+    The prompts are from held-out records if some are marked as such.
+    """
 
     kind: str
     records: int
@@ -33,7 +36,7 @@ class Conversations:
 
 
 def survey(paths: Sequence[Path]) -> Conversations:
-    """Read the records of files. Raises BadData if the first is no conversation, or if a file cannot be read."""
+    """Survey the records of files. Raises BadData if the first is not a conversation, or if a file is damaged."""
     kind, count, prompts = "", 0, dict[str, bool]()
     for path in paths:
         for document in readers.read_documents(path, Ledger(), lambda reject: None, text_fields=fields.RECORD):
@@ -41,18 +44,18 @@ def survey(paths: Sequence[Path]) -> Conversations:
             if not kind:
                 raise BadData(f"{path}: no conversations", hint=f"expected records with {FORMS}")
             count += 1
-            if (text := _first_turn(document.meta)) and len(text) <= _MOST_CHARACTERS:
+            if (text := _first_turn(document.meta)) and len(text) <= _MAX_PROMPT:
                 prompts.setdefault(text, document.meta.get(HELD_OUT) is True)
     if not count:
         raise BadData(f"{', '.join(map(str, paths))}: no conversations", hint=f"expected records with {FORMS}")
-    marked = [text for text, is_held_out in prompts.items() if is_held_out] or list(prompts)
-    step = max(len(marked) // _PROMPTS, 1)
+    candidates = [text for text, is_held_out in prompts.items() if is_held_out] or list(prompts)
+    step = max(len(candidates) // _PROMPTS, 1)
     size = sum(path.stat().st_size for path in paths)
-    return Conversations(kind, count, size, tuple(marked[::step][:_PROMPTS]))
+    return Conversations(kind, count, size, tuple(candidates[::step][:_PROMPTS]))
 
 
 def _first_turn(record: Any) -> str:
-    """Return the first turn of the user, "" if the record is wrong, which `clean` says."""
+    """Return the first turn of the user, "" if the record is invalid: `clean` reports that."""
     try:
         turns = turns_of(record)
     except Refused:
@@ -63,7 +66,7 @@ def _first_turn(record: Any) -> str:
 def recipe_sections(
     conversations: Conversations, sources: Sequence[str], options: InputOptions, parent: str, minutes: float | None
 ) -> dict[str, Any]:
-    """Return the sections of the recipe that tunes the run `parent`; without `minutes` in its default epochs."""
+    """Return the sections of the recipe that tunes the run `parent`; without `minutes`, for the default epochs."""
     return {
         "download": {"source": list(sources), **options.download()},
         "clean": {"profile": "chat", **options.clean()},

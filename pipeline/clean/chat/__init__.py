@@ -1,5 +1,5 @@
 """Conversations as documents of a corpus: `--profile chat`.
 
-`formats.py` takes the turns out of a record of any known form, `kind.py` says whether the records of some files are
-conversations or preference pairs, and `turns.py` joins cleaned turns into documents.
+`formats.py` parses a record of any known form into turns, `kind.py` decides whether files hold conversations or
+preference pairs, and `turns.py` joins cleaned turns into documents.
 """

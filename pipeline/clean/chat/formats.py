@@ -1,12 +1,12 @@
-"""Take the turns of a conversation out of a record of any known form.
+"""Parse a record of any known form into the turns of a conversation.
 
     messages, conversations            [{"role": …, "content": …}] of OpenAI, [{"from": …, "value": …}] of ShareGPT
     instruction, input, output         Alpaca; `input` may be missing
     prompt and completion              also question and answer, query and response
-    chosen, rejected                   two answers as texts beside a prompt, or two lists of messages that differ in the
-                                       last one; then the record is a preference pair
+    chosen, rejected                   a preference pair: two answers as texts beside a prompt, or two lists of messages
+                                       that differ in the last one
 
-A prompt may be a list of messages too. `system` beside any of them is a first message.
+A prompt may also be a list of messages. With any form, a field `system` becomes the first message.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Turn(NamedTuple):
 
 
 HELD_OUT = "held_out"
-"""The field of a record that says `true` if it is for validation; in a corpus it is in `meta`."""
+"""The field of a record that is `true` if the record is for validation. A corpus has it in `meta`."""
 
 
 class Refused(Exception):
-    """A record is in a known form, and wrong: the reason to reject it."""
+    """A record has a known form and invalid content. The message is the reason to reject it."""
 
 
 def kind_of(record: Any) -> str:
@@ -56,9 +56,9 @@ def kind_of(record: Any) -> str:
 
 
 def turns_of(record: Mapping[str, Any]) -> list[Turn]:
-    """Return the turns of a record of a known form; of a pair those before the answers, the chosen, the rejected one.
+    """Return the turns of a record of a known form. Those of a pair end with the chosen and the rejected answer.
 
-    Raises Refused for contents that are no text, roles that are not known, and pairs without a common prompt.
+    Raises Refused for content that is not text, an unknown role, and a pair without a common prompt.
     """
     if kind_of(record) == PREFERENCES:
         return _pair(record)
@@ -86,7 +86,7 @@ def _pair(record: Mapping[str, Any]) -> list[Turn]:
 
 
 def _first(record: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Return the first of the fields that a record has with a content, "" if there is none."""
+    """Return the first of these fields that is present and not empty, "" if none is."""
     return next((name for name in names if record.get(name)), "")
 
 
@@ -107,7 +107,7 @@ def _messages(messages: Sequence[Any]) -> list[tuple[str, str]]:
 
 
 def _content(message: Mapping[str, Any]) -> str:
-    """Return the text of a message, of which OpenAI's form may have several parts."""
+    """Return the text of a message. In OpenAI's form, the content may be a list of parts."""
     content = message.get("content", message.get("value"))
     if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
         content = "\n".join(str(part.get("text", "")) for part in content)
@@ -123,7 +123,7 @@ def _with_system(record: Mapping[str, Any], messages: list[tuple[str, str]]) -> 
 
 
 def _text(value: Any) -> str:
-    """Return the text of a field that may be missing. Raises Refused for one that is no text."""
+    """Return the text of a field, "" if it is missing. Raises Refused for a value that is not text."""
     if value and not isinstance(value, str):
         raise Refused("no-text")
     return value or ""

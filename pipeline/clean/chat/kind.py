@@ -1,4 +1,4 @@
-"""The kind of the records of some files: conversations or preference pairs."""
+"""Decide whether files hold conversations or preference pairs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pipeline.sources.inputs import InputFile
 
 
 def with_kind(options: CleanOptions, inputs: Iterable[InputFile]) -> CleanOptions:
-    """Return the options with the profile that the first conversation names: `preferences` for `chat` if it is a pair.
+    """Return the options, with the profile `preferences` instead of `chat` if the first known record is a pair.
 
-    Raises BadData if the first records of no file are conversations.
+    Raises BadData if no file has a conversation or a pair among its first records.
     """
     if options.profile != CHAT:
         return options
@@ -36,7 +36,7 @@ def with_kind(options: CleanOptions, inputs: Iterable[InputFile]) -> CleanOption
 
 
 def conversation_of(record: Any, kind: str, location: str) -> list[Turn]:
-    """Return the turns of a record. Raises Refused for a wrong one, BadData for one of the other kind."""
+    """Return the turns of a record. Raises Refused for an invalid one, BadData for one of the other kind."""
     if not (actual := kind_of(record)):
         raise Refused("bad-record")
     if actual != kind:

@@ -1,7 +1,7 @@
 """Join cleaned turns into the documents of a corpus, and refuse conversations that cannot be trained on.
 
-The text of such a document is its turns with blank lines between them: what is compared, filtered and counted. The
-messages stand beside it, with the same characters.
+The text of a document is its turns, separated by blank lines. It is what is deduplicated, filtered and counted. The
+fields `messages`, or `chosen` and `rejected`, hold the same text by turn.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pipeline.clean.rule import Effect
 from pipeline.clean.utf16 import count_characters, join_documents, split_documents
 
 BETWEEN = "\n\n"
-MARKED = "held out"  # a case of the rule: conversations whose record says that they are for validation
-RULE = "turns"  # its effects: white space at the ends of turns, and the blank lines between them
+MARKED = "held out"  # a count of the rule: conversations that their record marks for validation
+RULE = "turns"  # in the report: removes white space at the ends of turns, adds blank lines between them
 
 
 class TurnRole(NamedTuple):
-    """The part of a record that a text of a task is, as in `formats.Turn`, and who says it."""
+    """Position of a text of a task in its record: `part` and `role` as in `formats.Turn`."""
 
     part: str
     role: str
@@ -31,34 +31,34 @@ class TurnRole(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A conversation that is rejected: its first text in the task, the reason and its text."""
+    """A rejected conversation: the index of its first text in the task, the reason, and its text."""
 
     origin: int
     reason: str
     text: str
 
 
-def join_turns(page: Page, roles: Sequence[TurnRole], firsts: Sequence[int]) -> list[Refusal]:
-    """Replace the texts of a page by their conversations; return those that are refused.
+def join_turns(page: Page, roles: Sequence[TurnRole], starts: Sequence[int]) -> list[Refusal]:
+    """Join the turns of each conversation of a page into one document; return the refused conversations.
 
-    `roles` has a role for each text. `firsts` are the indices of the texts with which a conversation begins.
+    `roles` has a role for each text. `starts` are the indices of the first texts of conversations.
     """
     texts = split_documents(page.array)
     contents = [text.strip() for text in texts]
     effect = page.effects.setdefault(RULE, Effect())
     effect.removed += sum(map(len, texts)) - sum(map(len, contents))
     joined, origins, refused = [], [], []
-    for first, end in zip(firsts, [*firsts[1:], len(texts)], strict=True):
-        turns = list(zip(roles[first:end], contents[first:end], strict=True))
+    for start, end in zip(starts, [*starts[1:], len(texts)], strict=True):
+        turns = list(zip(roles[start:end], contents[start:end], strict=True))
         text = BETWEEN.join(content for _, content in turns)
         effect.added += len(BETWEEN) * (len(turns) - 1)
         if reason := _refusal(turns):
-            refused.append(Refusal(first, reason, text))
+            refused.append(Refusal(start, reason, text))
             continue
         effect.counts[MARKED] += turns[0][0].is_held_out
         joined.append(text)
-        origins.append(first)
-        page.turns[first] = _fields(turns)
+        origins.append(start)
+        page.turns[start] = _fields(turns)
     page.array = join_documents(joined)
     page.origin, page.titles = np.array(origins, np.int64), [""] * len(joined)
     page.size = sum(map(len, joined)) + sum(len(refusal.text) for refusal in refused)
@@ -67,16 +67,16 @@ def join_turns(page: Page, roles: Sequence[TurnRole], firsts: Sequence[int]) -> 
 
 
 def _refusal(turns: Sequence[tuple[TurnRole, str]]) -> str:
-    """Return the reason to refuse a conversation, "" for one of alternating roles that ends with an answer."""
+    """Return the reason to refuse a conversation, "" if roles alternate and it ends with an answer."""
     if not all(content for _, content in turns):
         return "empty-turn"
     parts = [role.part for role, _ in turns]
-    spoken = [role.role for role, _ in turns if role.part != "rejected"]
-    if spoken[:1] == ["system"]:
-        del spoken[0]
-    if not spoken or spoken[-1] != "assistant":
+    roles = [role.role for role, _ in turns if role.part != "rejected"]
+    if roles[:1] == ["system"]:
+        del roles[0]
+    if not roles or roles[-1] != "assistant":
         return "no-answer"
-    if spoken != [("user", "assistant")[index % 2] for index in range(len(spoken))]:
+    if roles != [("user", "assistant")[index % 2] for index in range(len(roles))]:
         return "roles-do-not-alternate"
     if parts[-1] == "rejected":
         if turns[-1][0].role != "assistant":
@@ -87,7 +87,7 @@ def _refusal(turns: Sequence[tuple[TurnRole, str]]) -> str:
 
 
 def _fields(turns: Sequence[tuple[TurnRole, str]]) -> bytes:
-    """Return the fields of a conversation or a pair, as they follow the text in its line."""
+    """Return the fields of a conversation or a pair as JSON without braces: they follow the text in its line."""
     messages = [{"role": role.role, "content": content} for role, content in turns]
     if turns[-1][0].part == "rejected":
         *prompt, chosen, rejected = messages

@@ -1,7 +1,7 @@
-"""Conversations as ids: a chat template over any tokenizer.
+"""Encode conversations: a chat template over any tokenizer.
 
-Start with `chat_tokenizer.py`. `template.py` renders the template and says which parts are special tokens, and which
-parts the assistant writes.
+Start with `chat_tokenizer.py`. `template.py` renders the template, and marks the special tokens and what the assistant
+writes.
 """
 
 from pipeline.tokenizers.chat.chat_tokenizer import ChatCard, ChatTokenizer, Conversations

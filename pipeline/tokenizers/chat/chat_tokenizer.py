@@ -23,32 +23,32 @@ from pipeline.tokenizers.tokenizer import CARD, FlatIds, Tokenizer, TokenizerCar
 
 
 class ChatCard(TokenizerCard, frozen=True, kw_only=True):
-    """Card of a chat tokenizer: the card of its base, whose files are beside it, and the template."""
+    """Card of a chat tokenizer: the card of its base and the template. The files of the base are in the same folder."""
 
     base: TokenizerCard
     template: str
 
 
 class Conversations(NamedTuple):
-    """The ids of conversations: uint32 ids of all in order, int64 lengths, and uint8 1 for each id with a loss."""
+    """Encoded conversations, one after the other."""
 
-    ids: np.ndarray
-    lengths: np.ndarray
-    mask: np.ndarray
+    ids: np.ndarray  # uint32 (N,)
+    lengths: np.ndarray  # int64, of each conversation
+    mask: np.ndarray  # uint8 (N,), 1 for each id with a loss
 
 
 class ChatTokenizer:
-    """Text as the base tokenizer encodes it, conversations as the template says.
+    """A tokenizer that encodes text as its base does, and conversations by a template.
 
-    The special tokens get the ids after those of the base, unless the base has them as special tokens. Text between
-    two special tokens is encoded as one text, as transformers does. Where a token would lie across the beginning of an
-    answer, the text is cut there, so that the ids with a loss are exactly what the assistant writes.
+    The special tokens get the ids after those of the base, unless the base already has them as special tokens. Text
+    between two special tokens is encoded as one text, as in transformers. If a token would span the beginning of an
+    answer, the text is cut there, so that exactly what the assistant writes has a loss.
     """
 
     kind = "chat"
 
     def __init__(self, base: Tokenizer, template: str = CHATML) -> None:
-        """Raises BadConfig for a base that cannot spell a conversation, BadData for a template that is wrong."""
+        """Raises BadConfig for a base that cannot encode conversations, BadData for an invalid template."""
         if isinstance(base, ChatTokenizer | Integers):
             raise BadConfig(f"a {base.kind} tokenizer cannot be the base of a chat tokenizer", hint="name another one")
         check_template(template)
@@ -88,9 +88,9 @@ class ChatTokenizer:
         return self.base.boundary
 
     def encode_messages(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[int]:
-        """Return the ids of messages; with `add_generation_prompt`, those of the beginning of an answer after them.
+        """Return the ids of messages; with `add_generation_prompt`, the beginning of an answer follows them.
 
-        Raises BadData if the template refuses the messages, and Unencodable.
+        Raises BadData if the template refuses the messages, Unencodable if the base cannot encode them.
         """
         parts = render(self.template, messages, add_generation_prompt=add_generation_prompt)
         return self._join(parts, self.base.encode)[0]
@@ -134,10 +134,10 @@ class ChatTokenizer:
         return ids, mask
 
     def _encode_runs(self, runs: Sequence[str], encode: Callable[[str], Sequence[int]]) -> list[Sequence[int]]:
-        """Return the ids of each run of a text, which are those of the text if no token lies across a border.
+        """Return the ids of each run of a text: those of the joined text, unless a token spans two runs.
 
-        The ids of the runs before a border are then the beginning of those of the text. An unknown id may stand for
-        characters on both sides.
+        No token does if the ids of every beginning are a prefix of the ids of the text. The exception is the unknown id
+        at the end of a beginning, which may stand for characters on both sides.
         """
         *beginnings, text = accumulate(runs)
         ids = encode(text)
@@ -193,7 +193,7 @@ class ChatTokenizer:
 
 
 def _special_ids(base: Tokenizer) -> Mapping[str, int]:
-    """Return the id of each special token: that of the base, or the next one after its ids."""
+    """Return the id of each special token: that of the base, or else the next free one."""
     present = _present_ids(base)
     added = [token for token in SPECIAL if token not in present]
     return present | {token: base.vocab_size + index for index, token in enumerate(added)}
@@ -218,7 +218,7 @@ def _present_ids(base: Tokenizer) -> dict[str, int]:
 
 
 def _groups(parts: Sequence[Part]) -> list[list[Part]]:
-    """Return each special token alone, and the text between two special tokens together."""
+    """Group the parts between two special tokens. A special token is a group of its own."""
     groups: list[list[Part]] = []
     for part in parts:
         if groups and not part.is_special and not groups[-1][0].is_special:
@@ -229,7 +229,7 @@ def _groups(parts: Sequence[Part]) -> list[list[Part]]:
 
 
 def _needed_texts(parts: Sequence[Part]) -> Iterable[str]:
-    """Yield the texts that are encoded for a conversation, unless a token lies across a border."""
+    """Yield the texts that `_encode_runs` encodes for a conversation, unless a token spans two runs."""
     for group in _groups(parts):
         if not group[0].is_special:
             yield from accumulate(part.text for part in group)

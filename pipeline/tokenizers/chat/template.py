@@ -4,9 +4,9 @@ A template is Jinja source as in transformers' tokenizer_config.json, with the s
 `add_generation_prompt`. Its `{% generation %}` block, which transformers knows too, encloses what the assistant writes:
 those tokens have a loss.
 
-A message that spells a special token stays text. Before rendering, a mark is put inside such words of a message, so
-that afterwards only those of the template itself are found; then the marks are taken out again. A mark is one of
-Unicode's noncharacters, and one that a message contains is written with a mark too.
+If a message spells a special token, it stays text. Before rendering, special tokens in messages are escaped, so that
+only those of the template itself are found afterwards. Then the escapes are removed. The escape character is a Unicode
+noncharacter, and is escaped too where a message contains it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _BORDER = re.compile("(" + "|".join(map(re.escape, (_BEGIN, _END, *SPECIAL))) + 
 
 
 class Part(NamedTuple):
-    """A special token, or text between two borders: special tokens and the ends of what the assistant writes."""
+    """A special token, or text between borders. Borders are special tokens, and the ends of a generation block."""
 
     text: str
     is_special: bool
@@ -54,7 +54,7 @@ class Part(NamedTuple):
 def render(source: str, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[Part]:
     """Return the parts of a rendered conversation, in order.
 
-    Raises BadData if a message has a field that is no string, or if the template is wrong or refuses the messages.
+    Raises BadData if a field of a message is not a string, or if the template is invalid or refuses the messages.
     """
     protected = [_protect(message) for message in messages]
     rendered = _rendered(source, protected, add_generation_prompt)
@@ -67,7 +67,7 @@ def _rendered(source: str, messages: Sequence[Message], add_generation_prompt: b
     try:
         return str(_compile(source).render(messages=messages, add_generation_prompt=add_generation_prompt))
     except (TemplateError, TypeError, ArithmeticError, LookupError) as error:
-        raise BadData(f"the chat template refuses these messages: {error}", hint="check roles and contents") from None
+        raise BadData(f"the chat template refuses these messages: {error}", hint="check role and content") from None
 
 
 def check_template(source: str) -> None:
@@ -84,7 +84,10 @@ def check_template(source: str) -> None:
 def _protect(message: Message) -> dict[str, str]:
     for field, value in message.items():
         if not isinstance(value, str):
-            raise BadData(f"a message has a {field} of type {type(value).__name__}", hint="write it as a string")
+            raise BadData(
+                f"the field {field} of a message must be a string, got {type(value).__name__}",
+                hint="write it as a string",
+            )
     return {field: _PROTECTED.sub(_protected, value) for field, value in message.items()}
 
 
@@ -115,7 +118,7 @@ def _compile(source: str) -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """The block `{% generation %}`, whose output is put between two marks."""
+        """The block `{% generation %}`, which encloses its output in two noncharacters."""
 
         tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
 

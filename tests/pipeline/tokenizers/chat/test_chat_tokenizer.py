@@ -151,7 +151,7 @@ def test_wrong_or_unsafe_template_is_refused(source: str, message: str) -> None:
 
 @pytest.mark.parametrize("content", [None, 5, ["parts"], {"text": "x"}])
 def test_content_that_is_no_string_is_refused(content: Any) -> None:
-    with pytest.raises(BadData, match="a message has a content of type"):
+    with pytest.raises(BadData, match="content of a message must be a string, got"):
         ChatTokenizer(LETTERS).encode_messages([{"role": "user", "content": content}])
 
 
