@@ -34,6 +34,7 @@ from pipeline.store.generations import (
 )
 from pipeline.store.leftovers import leftovers
 from pipeline.store.manifest import KINDS, MANIFEST, Input, is_valid_name, read_inputs
+from pipeline.store.remote import PULL
 
 _KILLED = "left by a killed command"
 
@@ -218,11 +219,12 @@ class _Pruning:
 
     def _leftovers(self, folder: Path) -> list[PruneRow]:
         temporaries = sorted(path for prefix in (files.TEMPORARY, files.TRASH) for path in folder.glob(f"{prefix}*"))
-        drafts = self._superseded_drafts(folder)
+        drafts, pulls = self._superseded_drafts(folder), _unfinished_pulls(folder)
         rows = [
             PruneRow(self._ref(path), True, self._freed_bytes(path), reason)
             for paths, reason in (
                 (temporaries, _KILLED),
+                (pulls, "an unfinished copy from a bucket"),
                 (drafts, "unfinished, and older than current"),
             )
             for path in paths
@@ -230,8 +232,8 @@ class _Pruning:
         self.removed |= {self._ref(draft) for draft in drafts}
         if not self.dry_run:
             files.remove_temporaries(folder, recursive=False)
-            for draft in drafts:
-                files.discard_folder(draft)
+            for path in (*drafts, *pulls):
+                files.discard_folder(path)
         return rows
 
     def _superseded_drafts(self, folder: Path) -> list[Path]:
@@ -355,6 +357,13 @@ def _required_by(root: Path, removed: set[str]) -> _RequiredBy:
                     unread.append(entry.name)
         pending = []
     return _RequiredBy(by, unknown)
+
+
+def _unfinished_pulls(folder: Path) -> list[Path]:
+    """Return the folders of copies from a bucket that no process continues."""
+    if locks.is_locked(folder / f"{PULL}lock"):
+        return []
+    return sorted(path for path in folder.glob(f"{PULL}*") if path.is_dir())
 
 
 def _newest_ns(draft: Path) -> int:

@@ -59,12 +59,15 @@ def draft_path(root: Path, identity: Identity) -> Path:
 def current_key(shelf: Path) -> str:
     """Return the key that `current` links to, even if that generation is gone; "" if there is no `current`.
 
-    Raises BadData if `current` is not a link.
+    Raises BadConfig for a folder that is a bucket, where `current` is a file; BadData if it is no link otherwise.
     """
     link = shelf / "current"
     if link.is_symlink():
         return Path(os.readlink(link)).name
     if os.path.lexists(link):
+        if link.is_file() and is_key(link.read_bytes()[:64].decode("ascii", "replace").strip()):
+            url = shelf.parent.parent.absolute().as_uri()
+            raise BadConfig(f"{shelf.parent.parent}: a bucket, made by `push`", hint=f"--artifacts {url}")
         raise not_regular(link, "a link to a generation")
     return ""
 

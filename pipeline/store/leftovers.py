@@ -23,7 +23,8 @@ _FOLDERS = ("exports", "reports", ".state", *(f"{kind}/*" for kind in KINDS))
 
 def leftovers(root: Path) -> list[Path]:
     """Return the temporaries in a store that no process uses, sorted. Those inside a draft belong to the draft."""
-    raw = (Path(top, name) for top, folders, names in os.walk(root / "raw") for name in (*folders, *names))
+    inputs = chain(os.walk(root / "raw"), os.walk(root / "objects"))
+    raw = (Path(top, name) for top, folders, names in inputs for name in (*folders, *names))
     folders = [root, *chain.from_iterable(root.glob(pattern) for pattern in _FOLDERS)]
     paths = chain(raw, chain.from_iterable(map(_entries, folders)))
     return sorted(path for path in paths if path.name.startswith((files.TEMPORARY, files.TRASH)) and is_abandoned(path))

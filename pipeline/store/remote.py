@@ -30,7 +30,7 @@ from pipeline.store.manifest import KINDS, MANIFEST, FileRecord, Manifest, is_ke
 MIRROR = "bucket.json"
 CURRENT = "current"
 ONE_WRITER = "INKSTONE_ONE_WRITER"  # environment variable
-_PULL = ".pull-"  # folder of an artifact that is being fetched; a killed fetch resumes in it
+PULL = ".pull-"  # folder of an artifact that is being fetched; a killed fetch resumes in it
 _ATTEMPTS = 8  # to move `current` while others move it too
 _LONG = 24 * 3600.0  # seconds to wait for another process that fetches the same artifact
 
@@ -134,12 +134,12 @@ def pull(bucket: Bucket, root: Path, ref: str) -> tuple[Path, str]:
     stored = bucket.read(f"{ref}/{MANIFEST}")
     if not stored:
         raise InputMissing(f"{bucket.url}/{ref}: no artifact there", hint="check the key, or `push` it first")
-    with locks.lock(target.parent / f"{_PULL}lock", wait=_LONG, action=f"pull {ref}"):
+    with locks.lock(target.parent / f"{PULL}lock", wait=_LONG, action=f"pull {ref}"):
         if (target / MANIFEST).is_file():
             if (target / MANIFEST).read_bytes() == stored[0] and not _differences(target):
                 return target, "unchanged"
             raise BadData(f"{target}: differs from {bucket.url}/{ref}", hint="delete that folder, then pull again")
-        draft = target.with_name(f"{_PULL}{target.name}")
+        draft = target.with_name(f"{PULL}{target.name}")
         draft.mkdir(exist_ok=True)
         files.remove_temporaries(draft)
         _download(bucket, draft, ref, stored[0])

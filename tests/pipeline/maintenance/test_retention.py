@@ -592,15 +592,29 @@ def test_leftovers_of_killed_commands_are_deleted_and_counted(root: Path) -> Non
     assert (draft / "checkpoint").exists()
 
 
+def test_unfinished_copy_from_a_bucket_is_deleted_unless_it_is_continued(root: Path) -> None:
+    folder = publish_many(root, 1)[0].path.parent
+    copy = folder / ".pull-0123456789abcdef"
+    copy.mkdir()
+    (copy / "train.bin").write_bytes(b"half")
+    with locks.lock(folder / ".pull-lock", action="pull"):
+        prune(root)
+        assert copy.exists()
+    assert PruneRow(f"{FOLDER}/{copy.name}", True, 4, "an unfinished copy from a bucket") in prune(root, dry_run=True)
+    assert copy.exists()
+    prune(root)
+    assert not copy.exists()
+
+
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_leftovers_outside_of_artifacts_are_deleted(root: Path, dry_run: bool) -> None:
-    paths = [temporary(root / folder / "x") for folder in (".state", "exports", "raw/pile/train")]
+    paths = [temporary(root / folder / "x") for folder in (".state", "exports", "objects/a/b", "raw/pile/train")]
     (root / "exports" / "whole").mkdir()
     in_use = temporary(root / "exports" / "y", writer=os.getpid())
     rows = prune(root, dry_run=dry_run)
     expected = [PruneRow(path.relative_to(root).as_posix(), True, 4, "left by a killed command") for path in paths]
     assert rows == expected
-    assert [path.exists() for path in paths] == [dry_run] * 3
+    assert [path.exists() for path in paths] == [dry_run] * 4
     assert in_use.exists()
     assert (root / "exports" / "whole").exists()
 

@@ -161,6 +161,14 @@ def test_damaged_file_is_never_published_and_never_pulled(url: str, tmp_path: Pa
     assert not Bucket(url).stat(f"{damaged.ref}/manifest.json")
 
 
+def test_bucket_that_is_named_as_a_folder_of_artifacts_is_told_by_its_url(tmp_path: Path) -> None:
+    bucket = tmp_path / "bucket"
+    remote.push(Bucket(str(bucket)), built(tmp_path / "a").path, promote=True)
+    with pytest.raises(errors.BadConfig, match="made by `push`") as raised:
+        artifact.find(bucket, "tokens", "book")
+    assert raised.value.hint == f"--artifacts {bucket.as_uri()}"
+
+
 def test_interrupted_pull_resumes(url: str, tmp_path: Path) -> None:
     pushed = built(tmp_path / "a")
     remote.push(Bucket(url), pushed.path, promote=True)
