@@ -55,12 +55,13 @@ def push(settings: Settings, reference: str, url: str, one_writer: bool) -> Outc
 
 @click.command(cls=Command)
 @click.argument("url", metavar="URL")
-@click.argument("reference", metavar="KIND/NAME[/KEY]")
+@click.argument("reference", metavar="[KIND/NAME[/KEY]]", default="")
 def pull(settings: Settings, url: str, reference: str) -> Outcome:
-    """Copy an artifact from a bucket.
+    """Copy an artifact from a bucket, or list what is there.
 
     URL is s3://BUCKET/PREFIX, gs://, az:// or a folder. Every file is compared with the sha256 in the manifest. An
-    interrupted copy resumes. Without KEY, the current generation there becomes the current one here.
+    interrupted copy resumes. Without KEY, the current generation there becomes the current one here. With URL alone,
+    nothing is copied: all generations in the bucket are listed.
 
     \b
     Example:
@@ -71,6 +72,11 @@ def pull(settings: Settings, url: str, reference: str) -> Outcome:
     from pipeline.store.generations import current_key, set_current
 
     bucket = Bucket(url, must_exist=True)
+    if not reference:
+        rows = remote.generations(bucket)
+        lines = [f"{ref}{'  current' if is_current else ''}" for ref, is_current in rows]
+        lines = lines or [f"no artifacts in {bucket.url}"]
+        return Outcome("unchanged", extra={"generations": [ref for ref, _ in rows]}, lines=lines, always=True)
     kind, name, key = remote.resolve_ref(bucket, reference)
     with settings.progress.wait(f"copying {kind}/{name}/{key} from {bucket.url}"):
         folder, result = remote.pull(bucket, settings.root, f"{kind}/{name}/{key}")

@@ -230,7 +230,8 @@ def _root(artifacts: str, command: str, reporter: progress.Progress) -> Path:
     if command not in (*_PUBLISHING, *_READING):
         raise errors.BadConfig(
             f"{command} works on a local folder, and --artifacts names a bucket",
-            hint=f"with a bucket: {', '.join((*_PUBLISHING, *_READING))}; `pull` copies an artifact to a local folder",
+            hint=f"with a bucket: {', '.join((*_PUBLISHING, *_READING))}; `pull URL` lists what is there, and"
+            " `pull URL KIND/NAME` copies an artifact to a local folder",
         )
     from pipeline.store import remote
 

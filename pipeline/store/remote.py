@@ -103,6 +103,17 @@ def remote_names(bucket: Bucket, kind: str) -> list[str]:
     return [name for name in bucket.folders(kind) if is_valid_name(name)]
 
 
+def generations(bucket: Bucket) -> list[tuple[str, bool]]:
+    """Return each generation `kind/name/key` in the bucket, sorted, and whether it is the current one."""
+    rows = []
+    for kind in KINDS:
+        for name in remote_names(bucket, kind):
+            shelf, current = f"{kind}/{name}", remote_key(bucket, kind, name)
+            keys = [key for key in bucket.folders(shelf) if bucket.stat(f"{shelf}/{key}/{MANIFEST}")]
+            rows += [(f"{shelf}/{key}", key == current) for key in keys]
+    return rows
+
+
 def split_ref(reference: str) -> tuple[str, str, str]:
     """Divide `kind/name` or `kind/name/key` into its parts; the key is "" without one. Raises BadConfig."""
     kind, name, key = (*reference.split("/"), "", "")[:3]

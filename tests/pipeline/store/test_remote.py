@@ -161,6 +161,22 @@ def test_damaged_file_is_never_published_and_never_pulled(url: str, tmp_path: Pa
     assert not Bucket(url).stat(f"{damaged.ref}/manifest.json")
 
 
+def test_pull_of_a_url_alone_lists_the_generations(url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Bucket(url)  # creates the folder
+    assert cli.main(["pull", url, "--artifacts", str(tmp_path / "b")]) == 0
+    assert capfd.readouterr().out == f"no artifacts in {url}\n"
+    refs = []
+    for number in (1, 2):
+        pushed = built(tmp_path / "a", number)
+        remote.push(Bucket(url), pushed.path, promote=True)
+        refs.append(pushed.ref)
+    Bucket(url).create(f"{refs[0][:-4]}beef/train.bin", b"of a push that was killed")
+    assert cli.main(["pull", url, "--artifacts", str(tmp_path / "b")]) == 0
+    assert sorted(capfd.readouterr().out.splitlines()) == sorted([refs[0], f"{refs[1]}  current"])
+    assert cli.main(["status", "--artifacts", "s3://lab/store"]) == errors.BadConfig.exit_code
+    assert "`pull URL` lists what is there" in capfd.readouterr().err
+
+
 def test_bucket_that_is_named_as_a_folder_of_artifacts_is_told_by_its_url(tmp_path: Path) -> None:
     bucket = tmp_path / "bucket"
     remote.push(Bucket(str(bucket)), built(tmp_path / "a").path, promote=True)
