@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -268,3 +270,11 @@ def test_texts_of_earlier_files_are_those_of_a_slow_search(tmp_path: Path) -> No
         data = (draft / duplicates.earlier_name(number)).read_bytes()
         repeats = {data[start : start + 16] for start in range(0, len(data), 16)}
         assert repeats == {*hashes} & {digest for earlier in lists[:number] for digest in earlier}
+
+
+def test_a_worker_imports_no_library_that_it_does_not_need() -> None:
+    script = (
+        "import sys, pipeline.runtime.spread, pipeline.tokens.units.make, pipeline.clean.worker; print(*sys.modules)"
+    )
+    modules = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "pandas", "pyarrow", "transformers", "matplotlib"} & {*modules}
