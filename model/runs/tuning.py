@@ -1,7 +1,7 @@
-"""Plans of tuning: a run that is trained further on conversations, or on pairs of answers.
+"""Plans of tuning: training a run further on conversations (sft), or on pairs of answers (dpo).
 
-The numbers without options: few epochs of a large set and more of a small one, AdamW with a small learning rate, and an
-early end when the loss on what is held out rises.
+Defaults: few epochs of a large set and more of a small one, AdamW with a small learning rate, and an early end when the
+loss on held-out conversations rises.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ SFT, DPO = "sft", "dpo"
 TASKS = {"chat": SFT, "preferences": DPO}  # by the kind of conversations
 _RATES = {SFT: 1e-3, DPO: 1e-4}
 _LORA_RATES = {SFT: 3e-3, DPO: 1e-3}
-_EPOCHS = {SFT: (3, 12), DPO: (1, 6)}  # of a set with 2**24 tokens or more, and of one with 2**14 or fewer
-_STEPS_AN_EPOCH, _MOST_ROWS = 16, 32
+_EPOCHS = {SFT: (3, 12), DPO: (1, 6)}  # of a set of 2**24 tokens or more, and of 2**14 or fewer
+_MIN_STEPS_PER_EPOCH, _MAX_BATCH_SIZE = 16, 32
 _BETA, _DROPOUT = 0.1, 0.1
-_REPLAY = 0.3  # of sft: the sample forgets 3 % with it and 12 to 30 % without
-_CHAT = "chat:"  # begins the fingerprint of a chat tokenizer
+_REPLAY = 0.3  # for sft: the sample forgets 3 % with it and 12 to 30 % without
+_CHAT = "chat:"  # prefix of the fingerprint of a chat tokenizer
 
 
 def plan_tuning(
@@ -43,9 +43,9 @@ def plan_tuning(
     minutes: float | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> TrainPlan:
-    """Plan the tuning of a parent run on conversations; the run has the name of the tokens by default.
+    """Plan the tuning of a parent run on conversations. By default the run is named after the tokens.
 
-    Raises BadConfig if the tokens do not fit the run, and if `task` is not that of the tokens.
+    Raises BadConfig if the tokens do not fit the parent run, or if they are not for `task`.
     """
     task = _task_of(tokens, task)
     _require_tokenizer_of(tokens, parent)
@@ -64,18 +64,20 @@ def plan_tuning(
     preset = override_preset(preset, steps, minutes, settings)
     require_same_network(preset.model, network, parent)
     if (preset.train.beta > 0) != (task == DPO):
-        expected = "must be above 0 for --task dpo" if task == DPO else "is for --task dpo"
-        raise BadConfig(f"beta {expected}, got {preset.train.beta:g} for {task}", hint="drop --set beta=…")
+        expected = f"must be {'above 0' if task == DPO else '0'} for {task}"
+        raise BadConfig(f"beta {expected}, got {preset.train.beta:g}", hint="leave out --set beta=…")
     if preset.train.replay and task == DPO:
-        raise BadConfig("replay is for --task sft, got it for dpo", hint="drop --set replay=…")
+        raise BadConfig(
+            f"replay must be 0 for --task dpo, got {preset.train.replay:g}", hint="leave out --set replay=…"
+        )
     if (name := check_name(name or tokens.manifest.name)) == parent.manifest.name:
-        raise BadConfig(f"the run would replace {name}, which it starts from", hint="give it another --name")
+        raise BadConfig(f"the run would replace {name}, from which it starts", hint="choose another --name")
     parent_input = parent.as_input("parent")
     return TrainPlan(name, read_preset_name(parent.path), preset, tokens, parent_input, parent.path, weights_only=True)
 
 
 def _task_of(tokens: Artifact, task: str) -> str:
-    """Return the task that tokens are for. Raises BadConfig if they are for another one than `task`, or for none."""
+    """Return the task that tokens are for. Raises BadConfig if they are not for `task`, or for no tuning at all."""
     expected = TASKS.get(kind_of(tokens), "")
     if not expected or (task and task != expected):
         raise BadConfig(
@@ -88,12 +90,12 @@ def _task_of(tokens: Artifact, task: str) -> str:
 def defaults(
     task: str, train_tokens: int, block_size: int, *, is_lora: bool = False, replay: float = 0.0
 ) -> TrainConfig:
-    """Return the numbers of a tuning without options, for that many tokens in blocks of that size.
+    """Return the default training settings for a number of tokens and a block size.
 
-    Rows of the text of the base model come on top of those of the conversations.
+    Rows of replayed text are added to those of the conversations.
     """
     rows = max(train_tokens // block_size, 1)
-    batch_size = min(max(rows // _STEPS_AN_EPOCH, 1), _MOST_ROWS)
+    batch_size = min(max(rows // _MIN_STEPS_PER_EPOCH, 1), _MAX_BATCH_SIZE)
     few, many = _EPOCHS[task]
     share = min(max((math.log2(max(train_tokens, 1)) - 14) / 10, 0.0), 1.0)
     steps = max(math.ceil(rows * (many + (few - many) * share) / batch_size), 1)
@@ -114,24 +116,25 @@ def defaults(
 
 
 def check(steps: int | None, minutes: float | None, settings: Mapping[str, Any]) -> None:
-    """Raise BadConfig for a length and settings that no run could be tuned with."""
+    """Raise BadConfig for a length or settings that are invalid for every tuning."""
     network = GPTConfig(vocab_size=1)
     override_preset(Preset(network.family, "", network, defaults(SFT, 0, 1)), steps, minutes, settings)
 
 
 def _require_tokenizer_of(tokens: Artifact, parent: Artifact) -> None:
-    """Raise BadConfig unless the tokenizer of conversations is that of the parent run, or made from it."""
+    """Raise BadConfig unless the tokenizer of the tokens is that of the parent run, or a chat tokenizer over it."""
     tokenizer = tokenizers.open_folder(tokens.path)
     base = tokenizer.base.fingerprint if isinstance(tokenizer, ChatTokenizer) else ""
     if parent.manifest.tokenizer not in (tokenizer.fingerprint, base):
         raise BadConfig(
-            f"{tokens.ref} has the tokenizer {base or tokenizer.fingerprint}, {parent.ref} {parent.manifest.tokenizer}",
+            f"{tokens.ref} has the tokenizer {base or tokenizer.fingerprint}, "
+            f"{parent.ref} has {parent.manifest.tokenizer}",
             hint=f"`tokenize` the conversations with --tokenizer {open_tokenizer(parent).name or 'of the run'}",
         )
 
 
 def _has_base_text(parent: Artifact) -> bool:
-    """Return True if the text that the base model of a run was trained on is there."""
+    """Return True if the tokens that the base model of a run was trained on are present."""
     try:
         base_tokens(parent.path)
     except InkstoneError:
@@ -139,8 +142,8 @@ def _has_base_text(parent: Artifact) -> bool:
     return True
 
 
-def untuned(path: Path) -> Artifact:
-    """Return the run at the beginning of a line of tuned runs that ends with the run in `path`."""
+def base_run(path: Path) -> Artifact:
+    """Return the untuned run that the run in `path` comes from, through any number of tunings; or that run itself."""
     run = artifact.read(path)
     while run.manifest.tokenizer.startswith(_CHAT):
         run = artifact.read(parent_of(run))
@@ -154,17 +157,17 @@ def parent_of(run: Artifact) -> Path:
         raise BadData(f"{run.ref} has no parent run", hint="tune a run that was trained here")
     path = path_of_ref(run.path.parents[2], refs[0])
     if not path.is_dir():
-        raise InputMissing(f"{refs[0]} is gone", hint="keep the runs that a tuning starts from")
+        raise InputMissing(f"{refs[0]} was deleted", hint="tune another run; keep the parents of tuned runs")
     return path
 
 
 def base_tokens(parent: Path) -> tuple[Artifact, TrainConfig]:
-    """Return the tokens of the base model, and how it was trained."""
-    run = untuned(parent)
+    """Return the tokens that the base model was trained on, and its training settings."""
+    run = base_run(parent)
     inputs = [entry for entry in run.manifest.inputs if entry.role == "tokens"]
     if not inputs:
-        raise BadData(f"{run.ref} was not trained here", hint="its validation text is not known")
+        raise BadData(f"{run.ref} was not trained here, so its text is not known", hint="tune another run")
     tokens = artifact.read_ref(run.path.parents[2], inputs[0].name)
     if tokens.digest != inputs[0].digest:
-        raise BadData(f"{tokens.ref} is not the one that {run.ref} was trained on", hint="`tokenize` the text again")
+        raise BadData(f"{tokens.ref} differs from the tokens of {run.ref}", hint="`tokenize` the text again")
     return tokens, run.manifest.option("train", TrainConfig)

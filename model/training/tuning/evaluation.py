@@ -1,4 +1,4 @@
-"""The losses on held-out conversations, in the rows in which they are packed."""
+"""Evaluation on held-out conversations and pairs, packed into rows as in training."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from model.training.tuning.rows import DIVISORS, PackedRows
 
 @dataclass(frozen=True)
 class PreferenceEvaluation:
-    """Means over held-out pairs: `loss` and `margin` in nats, `accuracy` the share with a margin above 0.
+    """Means over held-out pairs.
 
-    A margin of 0, as before the first step, counts half. `kl` is the divergence of the reference from the network,
-    KL(network || reference), in nats per target of both answers.
+    loss, margin  in nats
+    accuracy      fraction of the pairs with a margin above 0; a margin of 0, as before the first step, counts half
+    kl            KL(network || reference), in nats per target of both answers
     """
 
     loss: float
@@ -50,16 +51,14 @@ AnyEvaluation = Evaluation | PreferenceEvaluation
 
 
 def first_groups(pieces: Pieces, count: int) -> Pieces:
-    """Return the first `count` pieces, or pairs of them."""
+    """Return the first `count` pieces, or the first `count` pairs of pieces."""
     stop = count * pieces.width
     return replace(pieces, starts=pieces.starts[:stop], lengths=pieces.lengths[:stop], targets=pieces.targets[:stop])
 
 
 @dataclass(frozen=True)
 class HeldOutAnswers:
-    """Conversations whose answers are scored, and the text of these answers, of which `unknown` characters are not in
-    the vocabulary.
-    """
+    """Held-out conversations, and the text of their answers. `unknown` of its characters are not in the vocabulary."""
 
     rows: PackedRows
     text: str
@@ -86,7 +85,7 @@ class HeldOutAnswers:
     def evaluate(
         self, model: GPT, device: torch.device, precision: str, world: World, stopped: Callable[[], bool]
     ) -> Evaluation | None:
-        """Return the mean loss of the targets, and bits per character of the answers; None if stopped meanwhile."""
+        """Return the mean loss of the targets, and bits per character of the answers; None if stopped early."""
         with _evaluating(model):
             sums = _summed(self.rows, device, precision, world, stopped, lambda rows: _answer_sums(model, rows))
         if sums is None:
@@ -99,7 +98,7 @@ class HeldOutAnswers:
 
 @dataclass(frozen=True)
 class HeldOutPairs:
-    """Pairs of answers that are scored, by the loss that they are trained with."""
+    """Held-out pairs, and the loss to score them with."""
 
     rows: PackedRows
     loss: PreferenceLoss
@@ -107,7 +106,7 @@ class HeldOutPairs:
     def evaluate(
         self, model: GPT, device: torch.device, precision: str, world: World, stopped: Callable[[], bool]
     ) -> PreferenceEvaluation | None:
-        """Return the means over all pairs; None if stopped meanwhile."""
+        """Return the means over all pairs; None if stopped early."""
         with _evaluating(model):
             sums = _summed(self.rows, device, precision, world, stopped, self._sums(model))
         if sums is None:
@@ -134,7 +133,7 @@ class HeldOutPairs:
 
 
 def answer_pairs(rows: PackedRows) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ids before the targets of all pieces, and the ids of these targets, int64 (N,)."""
+    """Return the targets of all pieces, and for each the id before it: previous ids and targets, int64 (N,)."""
     previous, targets = zip(*_answers(rows), strict=True)
     return np.concatenate(previous), np.concatenate(targets)
 
@@ -171,9 +170,9 @@ def _summed(
     stopped: Callable[[], bool],
     sums: Callable[[Tensor], Tensor],
 ) -> list[float] | None:
-    """Add up the `sums` of batches of all rows, of which the processes take turns; None if stopped meanwhile.
+    """Return the totals of `sums` over all rows, which are divided among the processes; None if stopped early.
 
-    Rows without a target give all processes the same number of them.
+    Rows without targets pad the work, so that all processes have equally many rows.
     """
     count = -(-len(rows.rows) // world.size)
     indices = np.arange(world.rank, count * world.size, world.size)

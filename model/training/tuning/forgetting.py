@@ -1,4 +1,4 @@
-"""The end of a tuning: low-rank factors merged, and the text on which the base model is measured once more."""
+"""The end of a tuning: merge low-rank factors, and measure how much worse the base model's text is predicted."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from pipeline.tokens.store import open_store
 def conclude(folder: Path, records: Path, result: Result, parent: Path, device: torch.device) -> Result:
     """Merge low-rank factors into the checkpoints of a tuned run, and add the numbers of the tuning to its result.
 
-    `folder` is that of the run, `records` that of its metrics, and `parent` the run that it started from.
+    `folder` is the folder of the run, `records` that of its metrics, `parent` that of the run that was tuned.
     """
     merge(folder / CHECKPOINTS, {result.last, result.best})
-    numbers = first_and_best(records, checkpoint.step_of(result.best))
+    numbers = scores_before_and_after(records, checkpoint.step_of(result.best))
     try:
         before, after = measure(parent, folder / CHECKPOINTS / result.best, device)
         numbers |= {"base_before": before, "base_after": after}
@@ -35,7 +35,7 @@ def conclude(folder: Path, records: Path, result: Result, parent: Path, device: 
 
 
 def merge(checkpoints: Path, names: set[str]) -> None:
-    """Write checkpoints with low-rank factors again, without them and their moments. A kill loses nothing."""
+    """Merge the low-rank factors of checkpoints into their weights, and drop the moments. A kill loses nothing."""
     for name in sorted(names):
         tensors = checkpoint.read(checkpoints / name)
         weights = lora.merged(tensors.weights)
@@ -44,8 +44,8 @@ def merge(checkpoints: Path, names: set[str]) -> None:
             checkpoint.save(checkpoints, checkpoint.read_state(checkpoints / name), merged)
 
 
-def first_and_best(records: Path, best: int) -> dict[str, float]:
-    """Return the scores on held-out conversations before the first step and at the best one."""
+def scores_before_and_after(records: Path, best: int) -> dict[str, float]:
+    """Return the scores on held-out conversations before the first step and at the step `best`."""
     rows = [row for row in metrics.read(records / metrics.METRICS) if row["val_loss"]]
     best_row = next((row for row in rows if int(row["step"]) == best), rows[-1] if rows else {})
     names = {"bits_per_char": "answers", "margin": "margin", "accuracy": "accuracy", "kl": "kl"}
@@ -58,9 +58,9 @@ def first_and_best(records: Path, best: int) -> dict[str, float]:
 
 
 def measure(parent: Path, tuned: Path, device: torch.device) -> tuple[float, float]:
-    """Return the bits per character of a parent run and of a tuned checkpoint on the base model's validation text.
+    """Return the bits per character of the parent run and of the tuned checkpoint on the base model's validation text.
 
-    That is the text which the first run in the line of parents held out. Raises InkstoneError if it is gone.
+    The base model is the untuned run that the chain of tunings began with. Raises InkstoneError if its tokens are gone.
     """
     tokens, train = base_tokens(parent)
     store = open_store(tokens)

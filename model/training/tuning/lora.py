@@ -1,7 +1,7 @@
-"""Low-rank adaptation (Hu et al. 2022): of the matrices W + 2 B A only the factors B and A, of a low rank, are trained.
+"""Low-rank adaptation (Hu et al. 2022): a matrix becomes W + 2 B A, and only the low-rank factors B and A are trained.
 
-The factors belong to the matrices of the blocks. Of the tables of the vocabulary only the rows of a chat template's
-special tokens are trained, which the run had no use for before. All other weights are frozen.
+The matrices of the blocks get factors. In the tables of the vocabulary, only the rows of the chat template's special
+tokens are trained, since they are new. All other weights are frozen.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from model.network.gpt import GPT, VOCABULARY_TABLES
 
-_SCALE = 2.0  # alpha / rank, as most use it
+_SCALE = 2.0  # alpha / rank, the usual choice
 _A, _B = ".lora_a", ".lora_b"
 
 
@@ -33,7 +33,7 @@ class LoRALinear(nn.Linear):
 
 
 def add(model: GPT, rank: int, special: Collection[int]) -> None:
-    """Give the matrices of a network factors of this rank, and freeze all but them and the rows of `special` ids."""
+    """Add factors of this rank to the matrices of a network. Freeze all but them and the rows of the `special` ids."""
     model.requires_grad_(False)
     for block in model.blocks:
         for name, layer in list(block.named_modules()):
@@ -51,7 +51,7 @@ def _train_rows(table: nn.Parameter, ids: Collection[int]) -> None:
 
 
 def with_factors(weights: Mapping[str, Tensor], model: GPT, seed: int) -> dict[str, Tensor]:
-    """Add the factors that `weights` lack to them: A uniform up to 1 / sqrt(in), B zero, so that nothing changes."""
+    """Return `weights` with the factors that they lack: A uniform in +-1 / sqrt(in), B zero, so that B A is zero."""
     generator = torch.Generator().manual_seed(seed)
     factors: dict[str, Tensor] = {}
     for name, weight in model.named_parameters():
@@ -64,7 +64,7 @@ def with_factors(weights: Mapping[str, Tensor], model: GPT, seed: int) -> dict[s
 
 
 def merged(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of the network without factors that computes the same."""
+    """Merge the factors into the matrices. Return the weights of an equivalent network without factors."""
     result = {name: weight for name, weight in weights.items() if not name.endswith((_A, _B))}
     for name, factor in weights.items():
         if name.endswith(_A):

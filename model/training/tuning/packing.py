@@ -1,8 +1,7 @@
-"""Conversations packed into rows of one block each.
+"""Pack conversations into rows of one block each.
 
-The rows are a pure function of the store: conversations are sorted by length and put by best fit into rows, in which
-masks hide them from one another (after Ding et al. 2024, "Fewer truncations improve language modeling"). The order of
-the rows is another one each epoch.
+Conversations are sorted by length and assigned to rows by best fit (Ding et al. 2024, "Fewer truncations improve
+language modeling"). Masks hide the conversations of a row from one another. The rows are a pure function of the store.
 """
 
 from __future__ import annotations
@@ -19,18 +18,21 @@ from pipeline.errors import BadData
 from pipeline.tokenizers import Tokenizer
 from pipeline.tokens.store import TokenArray
 
-_MOST_COMBINED = 1 << 13  # items: best fit leaves little space between more of them
-_MOST_SUMS = 1 << 33  # items times the square of a row's capacity: about a second
-_CHUNK_TOKENS = 1 << 22  # of the mask, read at once
+_MAX_ITEMS = 1 << 13  # for `fullest_rows`: best fit leaves little space with more
+_MAX_WORK = 1 << 33  # of `fullest_rows`, as items times the square of the capacity: about a second
+_CHUNK_TOKENS = 1 << 22  # of the mask that are read at once
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """Spans of a token array that are trained on: span i has the inputs [starts[i], starts[i] + lengths[i]).
+    """Spans of a token array to train on. The first three are int64 (N,).
 
-    Its targets are the inputs moved by one, `targets[i]` of which have a loss; after the last of those the span ends.
-    All are int64 (N,). `width` spans in a row belong together: 1, or 2 for the pairs of preferences. `cut` of the
-    documents or pairs did not fit into a block and were cut, `dropped` had no answer within a block.
+    starts   index of the first input of each span
+    lengths  inputs of each span. The targets are the ids after them; the last target has a loss
+    targets  number of targets with a loss
+    width    number of consecutive spans that belong together: 1, or 2 for a preference pair
+    cut      conversations or pairs that did not fit into a block and were cut
+    dropped  conversations, parts of them, or pairs without an answer within a block
     """
 
     starts: np.ndarray
@@ -43,7 +45,7 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Documents:
-    """The documents of a split: ids, a mask of the same length (1: a target with a loss), and lengths (N,) int64."""
+    """The documents of a split: their ids, the mask of the ids with a loss, and their lengths, int64 (N,)."""
 
     ids: TokenArray
     mask: TokenArray
@@ -58,10 +60,10 @@ class Documents:
 
 
 def conversation_pieces(documents: Documents, block_size: int) -> Pieces:
-    """Return the spans of conversations, of which those that are longer than a block are cut between exchanges.
+    """Return the spans of conversations. One that is longer than a block is cut between exchanges.
 
-    An exchange is an answer and the turns before it. One that is longer than a block ends within its answer, at the end
-    of a character; without any of its answer in the block it is dropped.
+    An exchange is an answer with the turns before it. If an exchange is longer than a block, its answer is cut after a
+    character. An exchange without any part of its answer in the block is dropped.
     """
     spans: list[_Span] = []
     cut = dropped = 0
@@ -79,10 +81,11 @@ def conversation_pieces(documents: Documents, block_size: int) -> Pieces:
 
 
 def preference_pieces(documents: Documents, block_size: int) -> Pieces:
-    """Return the spans of pairs, chosen and rejected, which alternate in the store.
+    """Return the spans of pairs; chosen and rejected conversations alternate in the store.
 
-    Of a pair that is longer than a block each has half of it: they begin at a later exchange, the same in both. If the
-    last one is too long, the answers end earlier, at the end of a character; without any of both the pair is dropped.
+    If a pair is longer than a block, each of its conversations gets half a block. Both then begin at the same later
+    exchange. If the last exchange is still too long, the answers are cut after a character. A pair is dropped if one of
+    them has no part of its answer in its half.
     """
     half, spans = block_size // 2, list(_spans(documents))
     pairs: list[_Span] = []
@@ -103,9 +106,10 @@ def preference_pieces(documents: Documents, block_size: int) -> Pieces:
 
 
 def exchange_starts(ids: np.ndarray, mask: np.ndarray, end_of_turn: int) -> list[int]:
-    """Return where the exchanges of a conversation begin: at 0, and at the first turn after each answer.
+    """Return the starts of the exchanges of a conversation: 0, and the first turn after each answer.
 
-    A turn begins with the same id as the conversation or, if no such id follows, right after the end of a turn.
+    A turn starts at the next id that equals the first one of the conversation; without such an id, right after the end
+    of the turn before.
     """
     ends = np.flatnonzero((ids == end_of_turn) & (mask > 0))
     turns = np.flatnonzero(ids == ids[0])
@@ -121,29 +125,29 @@ def exchange_starts(ids: np.ndarray, mask: np.ndarray, end_of_turn: int) -> list
 def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     """Pack items of these lengths into rows of `capacity`, and return the items of each row.
 
-    A few items are packed in two ways, of which the one with fewer rows is taken.
+    If the items are few, two methods are tried, and the result with fewer rows is returned.
     """
     rows = best_fit(lengths, capacity)
-    limit = min(_MOST_COMBINED, _MOST_SUMS // capacity**2)
+    limit = min(_MAX_ITEMS, _MAX_WORK // capacity**2)
     if len(lengths) > limit or len(rows) * capacity - lengths.sum() < capacity:
         return rows
     return min(rows, fullest_rows(lengths, capacity), key=len)
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Pack items longest first, each into the row with the least space that is enough.
+    """Pack items by best fit decreasing: the longest first, each into the fullest row that has space for it.
 
     Raises BadData for an item that is longer than a row.
     """
     rows: list[list[int]] = []
-    by_space: dict[int, list[int]] = {}  # rows with that much space
-    spaces: list[int] = []  # sorted, those with rows
+    by_space: dict[int, list[int]] = {}  # rows by their free space
+    spaces: list[int] = []  # the keys of by_space, sorted
     for item in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[item])
         index = bisect.bisect_left(spaces, length)
         if index == len(spaces):
             if length > capacity:
-                raise BadData(f"an item of {length} tokens for a block of {capacity}", hint="this is a bug")
+                raise BadData(f"an item of {length} tokens does not fit in a row of {capacity}", hint="this is a bug")
             row, space = len(rows), capacity
             rows.append([])
         else:
@@ -160,8 +164,8 @@ def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
 
 
 def fullest_rows(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Pack row after row: the longest item that is left, and the combination of others that fills the row best."""
-    items: dict[int, list[int]] = {}  # by length, the first one last
+    """Pack row after row: the longest remaining item, and the combination of others that fills the row best."""
+    items: dict[int, list[int]] = {}  # by length, the first item last
     for item in range(len(lengths) - 1, -1, -1):
         items.setdefault(int(lengths[item]), []).append(item)
     rows: list[list[int]] = []
@@ -173,7 +177,7 @@ def fullest_rows(lengths: np.ndarray, capacity: int) -> list[list[int]]:
 
 
 def _fullest(counts: Mapping[int, int], space: int) -> list[int]:
-    """Return the lengths whose sum is closest to `space` and not above it, of at most `counts` of each length."""
+    """Return the lengths with the largest sum up to `space`, using each length at most `counts` times."""
     combinations: dict[int, list[int]] = {0: []}  # by sum
     for length in sorted(counts):
         for total in [total for total in combinations if total + length <= space]:
@@ -193,7 +197,7 @@ def _take(items: dict[int, list[int]], lengths: Sequence[int]) -> list[int]:
 
 
 class _Span(NamedTuple):
-    """Inputs [start, start + inputs) of a token array, and how many of their targets have a loss; 0 for none.
+    """A span of a document: its start in the token array, its number of inputs, and of targets with a loss.
 
     `length` is that of the document.
     """
@@ -209,7 +213,7 @@ def _spans(documents: Documents) -> Iterator[_Span]:
     starts, lengths = documents.starts, documents.lengths
     first = 0
     while first < len(lengths):
-        # As many documents as a chunk holds, at least one.
+        # As many documents as fit in a chunk, at least one.
         stop = max(int(np.searchsorted(starts, starts[first] + _CHUNK_TOKENS)), first + 1)
         begin = int(starts[first])
         mask = documents.mask.read(begin, int(starts[stop - 1] + lengths[stop - 1]))
@@ -224,7 +228,7 @@ def _spans(documents: Documents) -> Iterator[_Span]:
 
 @dataclass(frozen=True)
 class _Exchanges:
-    """A document that is too long for a block: its start in the array, its ids and mask."""
+    """A conversation that is too long for a block, to be cut between exchanges. `start` is that in the token array."""
 
     start: int
     ids: np.ndarray
@@ -241,7 +245,7 @@ class _Exchanges:
         return exchange_starts(self.ids, self.mask, self.documents.end_of_turn)
 
     def grouped(self, capacity: int) -> list[tuple[int, int]]:
-        """Join exchanges as long as they fit; return each first index and that of its last target."""
+        """Group consecutive exchanges that fit together; return the first index and the last target of each group."""
         bounds = [*self.starts, len(self.ids)]
         groups: list[tuple[int, int]] = []
         for start, stop in pairwise(bounds):
@@ -253,7 +257,7 @@ class _Exchanges:
         return groups
 
     def span(self, first: int, last: int, capacity: int) -> _Span:
-        """Return the span from `first` on whose last target is `last`, or an earlier one to fit."""
+        """Return the span from `first` to the target `last`, or to the last target that fits."""
         stop = last + 1
         if last - first > capacity:
             stop = first + capacity + 1
@@ -269,7 +273,7 @@ class _Exchanges:
 
 
 def _common_start(pair: Sequence[_Exchanges], lasts: Sequence[int], capacity: int) -> int:
-    """Return the first exchange of a pair from which both fit, or else the last one that both have in common."""
+    """Return the earliest common exchange from which both conversations fit, or else the last common one."""
     ids, other = (one.ids[: min(len(one.ids) for one in pair)] for one in pair)
     common = int(np.argmin(np.append(ids == other, False)))
     starts = [start for start in pair[0].starts if start <= common]

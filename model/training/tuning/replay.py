@@ -1,4 +1,4 @@
-"""Replay: the text that the base model was trained on, beside the conversations, so that less of it is forgotten."""
+"""Replay: train on text of the base model too, so that the model forgets less of it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pipeline.tokens.store import TokenArray
 
 @dataclass(frozen=True)
 class Replay:
-    """Packed rows of conversations, and after them in every step blocks of text, `share` of all rows and of the loss.
+    """Rows of each step: first packed conversations, then blocks of text. `share` of the rows and of the loss is text.
 
-    Every step has at least one row of each, if it has two.
+    A step of two or more rows has at least one of each kind.
     """
 
     conversations: PackedRows
@@ -23,14 +23,14 @@ class Replay:
     share: float
 
     def __str__(self) -> str:
-        return f"{self.conversations}; {self.share:.0%} of the rows are the text of the base model"
+        return f"{self.conversations}; {self.share:.0%} of the rows are text of the base model"
 
     @property
     def tokens(self) -> TokenArray:
         return self.conversations.tokens
 
     def _split(self, rows: int) -> int:
-        """Return the number of rows with conversations in a step."""
+        """Return how many of the `rows` of a step are conversations."""
         return min(max(rows - round(rows * self.share), 1), max(rows - 1, 1))
 
     def epoch(self, step: int, rows: int) -> float:
@@ -52,7 +52,7 @@ class Replay:
         return np.concatenate(parts)
 
     def _text(self, step: int, rows: int, first: int, count: int) -> np.ndarray:
-        """Return blocks of text as rows of one conversation whose targets all have a loss."""
+        """Return blocks of text in the planes of packed rows: one segment, and a loss for every target."""
         ids, size = self.text.batch(step, rows, first, count), self.text.block_size
         batch = np.empty((count, PLANES, size), np.uint32)
         batch[:, INPUTS], batch[:, TARGETS] = ids[:, :-1], ids[:, 1:]

@@ -1,4 +1,4 @@
-"""Batches of packed rows, in the form in which the loader sends them to the device."""
+"""Batches of packed rows, as the loader sends them to the device."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ INPUTS, TARGETS, DIVISORS, POSITIONS, SEGMENTS = range(PLANES)
 
     inputs     ids; padding is end-of-text
     targets    ids
-    divisors   0 for a target without a loss; otherwise the number of targets, or of pairs, of the step, by which the
-               sum of its losses is divided
+    divisors   0 for a target without a loss; otherwise the number of targets, or of pairs, in the step, by which the
+               sum of its losses is divided to give their mean
     positions  of the inputs in their conversation, 0 for padding
-    segments   number of the conversation in its row, from 1 on, 0 for padding; of a pair the odd one is chosen
+    segments   number of the conversation in its row, from 1; 0 for padding. Of a pair, the odd one is chosen
 """
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows of `block_size` tokens: pieces packed by best fit, those that belong together one after the other.
+    """Rows of `block_size` tokens, packed with at least one piece. The two pieces of a pair are in one row.
 
-    There is at least one piece. `seed` and `key`, that of the store, decide the order of the rows.
+    `seed` and the `key` of the store decide the order of the rows, which differs from epoch to epoch.
     """
 
     documents: Documents
@@ -45,12 +45,12 @@ class PackedRows:
 
     @functools.cached_property
     def rows(self) -> list[list[int]]:
-        """Numbers of the groups of pieces in each row."""
+        """For each row, the indices of its conversations or pairs."""
         return pack(self.pieces.lengths.reshape(-1, self.pieces.width).sum(1), self.block_size)
 
     @functools.cached_property
     def _counts(self) -> np.ndarray:
-        """Number of targets, or of pairs, of each row, int64 (R,)."""
+        """Number of targets with a loss, or of pairs, in each row, int64 (R,)."""
         width, targets = self.pieces.width, self.pieces.targets
         return np.array([int(targets[row].sum()) if width == 1 else len(row) for row in self.rows], np.int64)
 
@@ -65,12 +65,12 @@ class PackedRows:
 
     @property
     def padding(self) -> float:
-        """Share of the inputs that is padding."""
+        """Fraction of the inputs that is padding."""
         return 1 - float(self.pieces.lengths.sum()) / (len(self.rows) * self.block_size)
 
     @property
     def most_segments(self) -> int:
-        """Number of conversations in the row with the most."""
+        """The largest number of conversations in a row."""
         return max(map(len, self.rows)) * self.pieces.width
 
     def epoch(self, step: int, rows: int) -> float:
@@ -86,7 +86,7 @@ class PackedRows:
         return batch
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """Return rows by their numbers, uint32 (N, PLANES, block_size), with divisors of 1."""
+        """Return rows by their indices, uint32 (N, PLANES, block_size), with divisors of 1."""
         batch = np.zeros((len(indices), PLANES, self.block_size), np.uint32)
         batch[:, INPUTS] = self.documents.tokenizer.end_of_text
         width = self.pieces.width
@@ -103,7 +103,7 @@ class PackedRows:
         return batch
 
     def _indices(self, first: int, count: int) -> np.ndarray:
-        """Return the numbers of the rows of samples [first, first + count): each row once an epoch."""
+        """Return the row indices of the samples [first, first + count). Each row comes once per epoch."""
         samples = np.arange(first, first + count, dtype=np.int64)
         epochs, indices = np.divmod(samples, len(self.rows))
         keys = mix(self._key + epochs.view(np.uint64) * GOLDEN)

@@ -243,8 +243,8 @@ def test_the_text_of_the_base_model_is_scored_before_and_after(inkstone: Inkston
         (("--task", "dpo"), "is for --task sft, got --task dpo"),
         (("--preset", "mini"), "a run is tuned with its own network, and --preset is given"),
         (("--set", "width=64"), "cannot change: width: 64"),
-        (("--set", "beta=0.5"), "beta is for --task dpo, got 0.5 for sft"),
-        (("--name", "parent"), "the run would replace parent, which it starts from"),
+        (("--set", "beta=0.5"), "beta must be 0 for sft, got 0.5"),
+        (("--name", "parent"), "the run would replace parent, from which it starts"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(root: Path, options: tuple[str, ...], message: str) -> None:
