@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pipeline.refresh.recipe import Recipe, TrainSection
     from pipeline.refresh.refresh import RefreshResult
     from pipeline.refresh.stages import TrainStage
-    from pipeline.refresh.tuning import TrainStageOf
+    from pipeline.refresh.tuning import TrainStageFactory
     from pipeline.store.artifact import Artifact, BuildResult
 
 
@@ -123,29 +123,29 @@ def refresh(
     """
     from pipeline.refresh.plan import RefreshOptions
     from pipeline.refresh.recipe import load as load_recipe
-    from pipeline.refresh.tuning import recipes
     from pipeline.refresh.tuning import refresh as run_refresh
+    from pipeline.refresh.tuning import with_tunings
 
     recipe = load_recipe(path, overrides, check_training)
     if retrain_tokenizer:
         recipe = _retraining(recipe)
     accept = accept_worse or retrain_tokenizer or any(entry.startswith("train.") for entry in overrides)
     train = functools.partial(train_stage, settings, device=device, accept=accept, rebuild=rebuild)
-    chain = recipes(recipe, through)
+    recipes = with_tunings(recipe, through)
     network = network_of(settings, allow_hosts=(*allow_hosts, *recipe.download.allow_hosts), **limits)
     locked = recipe.download.locked if update_lock is None else not update_lock
     jobs, open_engine = worker_count(jobs), engine_of(engine, jobs)
     options = RefreshOptions(through, locked, allow_shrink, jobs, network, rebuild, accept, open_engine)
     if dry_run:
-        return _plan_outcome(settings, chain, train, options)
+        return _plan_outcome(settings, recipes, train, options)
     with _pinged(ping_url, settings.progress.stop):
         refreshed = run_refresh(
-            settings.root, chain, train, settings.progress, options, wait=wait, run_id=settings.run_id
+            settings.root, recipes, train, settings.progress, options, wait=wait, run_id=settings.run_id
         )
-    last, final = refreshed.last, chain[-1]
+    last, final = refreshed.last, recipes[-1]
     outcome = refresh_outcome(refreshed, [f"{refreshed.result}: {last.ref if last else recipe.name}"])
-    for part in chain:
-        add_report(settings, part, outcome)
+    for entry in recipes:
+        add_report(settings, entry, outcome)
     if refreshed.result == "built" and last and last.manifest.kind == "runs" and final.sample.prompts:
         samples = continuations(settings, final, last, device)
         outcome.extra["samples"] = samples
@@ -184,13 +184,15 @@ def _pinged(url: str, stop: threading.Event) -> Iterator[None]:
     ping(url, stop)
 
 
-def _plan_outcome(settings: Settings, chain: list[Recipe], train: TrainStageOf, options: RefreshOptions) -> Outcome:
+def _plan_outcome(
+    settings: Settings, recipes: list[Recipe], train: TrainStageFactory, options: RefreshOptions
+) -> Outcome:
     from pipeline.maintenance.status import duration, size
     from pipeline.refresh.tuning import plan
     from pipeline.store import files
 
     with settings.progress.wait("comparing the sources with what was built"):
-        steps = plan(settings.root, chain, train, settings.progress, options)
+        steps = plan(settings.root, recipes, train, settings.progress, options)
     lines = [f"{'stage':<16} {'state':<6} {'to fetch':>10} {'disk':>10} {'time':>23}  reason"]
     lines += [
         f"{step.stage:<16} {step.result:<6} {size(step.fetch):>10} {size(step.disk):>10} "
@@ -225,7 +227,7 @@ def refresh_outcome(refreshed: RefreshResult, lines: list[str]) -> Outcome:
 
 
 def add_report(settings: Settings, recipe: Recipe, outcome: Outcome) -> None:
-    """Write the report of a recipe unless it is there and up to date, and add its path to the outcome."""
+    """Write the report of a recipe unless it is up to date, and add its path to the outcome."""
     from pipeline.report import reports
     from pipeline.store.leftovers import remove_leftovers_of
 
@@ -235,7 +237,7 @@ def add_report(settings: Settings, recipe: Recipe, outcome: Outcome) -> None:
         if outcome.result != "built" and path.is_file() and not reports.outdated_refs(settings.root, path.read_bytes()):
             return
         note = settings.progress.note
-        path = reports.write_of_recipe(settings.root, recipe.name, recipe.report.lang, note)
+        path = reports.write_recipe_report(settings.root, recipe.name, recipe.report.lang, note)
     except (errors.InkstoneError, OSError) as error:  # the artifacts are published, and the next refresh tries again
         reason = error.message if isinstance(error, errors.InkstoneError) else errors.from_os_error(error).message
         settings.progress.note(f"warning: no report: {reason}")

@@ -1,7 +1,7 @@
-"""The tunings of a recipe: after its run the run NAME-sft, made of it on conversations, and NAME-dpo on pairs.
+"""The tunings of a recipe: its run is tuned on conversations to NAME-sft, and that one on pairs of answers to NAME-dpo.
 
-Each is a chain of its own, with a recipe that could stand in a file: its conversations are cleaned and tokenized with
-the tokenizer of the run that it starts from.
+Each tuning has a recipe of its own, derived from the sections [sft] and [dpo], and its own corpus, tokens and run. The
+tokenizer is that of the run that is tuned.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.clean.options import CleanOptions
-from pipeline.refresh import plan as refresh_plan
-from pipeline.refresh import refresh as chain_refresh
+from pipeline.refresh import plan as planning
+from pipeline.refresh import refresh as refreshing
 from pipeline.refresh import state
 from pipeline.refresh.plan import PlanStep, RefreshOptions
 from pipeline.refresh.recipe import DownloadSection, Recipe, SampleSection, TokenizerSection, TrainSection, TuneSection
@@ -20,19 +20,19 @@ from pipeline.refresh.refresh import RefreshResult
 from pipeline.refresh.stages import STAGES, TUNINGS, Chain, TrainStage
 from pipeline.runtime.progress import Progress
 
-TrainStageOf = Callable[[Recipe], TrainStage]
+TrainStageFactory = Callable[[Recipe], TrainStage]
 
 
-def recipes(recipe: Recipe, through: str = TUNINGS[-1]) -> list[Recipe]:
-    """Return a recipe and those of its tunings, in the order in which they are built, up to the stage `through`."""
-    chain, parent = [recipe], recipe.name
+def with_tunings(recipe: Recipe, through: str = TUNINGS[-1]) -> list[Recipe]:
+    """Return a recipe and the recipes of its tunings up to the stage `through`, in the order of building."""
+    recipes, parent = [recipe], recipe.name
     tasks = TUNINGS[: TUNINGS.index(through) + 1] if through in TUNINGS else ()
     for task in tasks:
         section: TuneSection | None = getattr(recipe, task)
         if section:
-            chain.append(_tuning(recipe, section, f"{recipe.name}-{task}", parent))
-            parent = chain[-1].name
-    return chain
+            recipes.append(_tuning(recipe, section, f"{recipe.name}-{task}", parent))
+            parent = recipes[-1].name
+    return recipes
 
 
 def _tuning(recipe: Recipe, section: TuneSection, name: str, parent: str) -> Recipe:
@@ -50,8 +50,8 @@ def _tuning(recipe: Recipe, section: TuneSection, name: str, parent: str) -> Rec
 
 def refresh(
     root: Path,
-    chain: Sequence[Recipe],
-    train: TrainStageOf,
+    recipes: Sequence[Recipe],
+    train: TrainStageFactory,
     progress: Progress,
     options: RefreshOptions,
     *,
@@ -59,29 +59,29 @@ def refresh(
     run_id: str = "",
 ) -> RefreshResult:
     """Refresh a recipe and its tunings, one after the other. Raises the error of the first stage that fails."""
-    stages = [train(recipe) for recipe in chain]
-    options = _of_chain(options)
+    stages = [train(recipe) for recipe in recipes]
+    options = _through_training(options)
     steps: list[PlanStep] = []
-    for recipe, stage in zip(chain, stages, strict=True):
-        refreshed = chain_refresh.refresh(root, recipe, stage, progress, options, wait=wait, run_id=run_id)
-        steps += _labelled(chain, recipe, refreshed.steps)
+    for recipe, stage in zip(recipes, stages, strict=True):
+        refreshed = refreshing.refresh(root, recipe, stage, progress, options, wait=wait, run_id=run_id)
+        steps += _labelled(recipes, recipe, refreshed.steps)
     return RefreshResult(tuple(steps), refreshed.last)
 
 
 def plan(
-    root: Path, chain: Sequence[Recipe], train: TrainStageOf, progress: Progress, options: RefreshOptions
+    root: Path, recipes: Sequence[Recipe], train: TrainStageFactory, progress: Progress, options: RefreshOptions
 ) -> list[PlanStep]:
-    """Plan a refresh of a recipe and its tunings. What follows a stale run is not known before that is trained."""
-    options = _of_chain(options)
+    """Plan a refresh of a recipe and its tunings. A tuning of a stale run is one step, without estimates."""
+    options = _through_training(options)
     steps: list[PlanStep] = []
-    for recipe in chain:
+    for recipe in recipes:
         if steps and steps[-1].result == "stale":
             reason = f"{steps[-1].stage} is stale"
-            steps.append(PlanStep(_task(chain, recipe), "stale", recipe.name, reason, None, None, None))
+            steps.append(PlanStep(_task(recipes, recipe), "stale", recipe.name, reason, None, None, None))
             continue
-        parts = Chain(root, recipe, train(recipe), progress, options.jobs)
-        planned = refresh_plan.plan(parts, options, _timings(root, recipe))
-        steps += _labelled(chain, recipe, planned.steps)
+        chain = Chain(root, recipe, train(recipe), progress, options.jobs)
+        planned = planning.plan(chain, options, _timings(root, recipe))
+        steps += _labelled(recipes, recipe, planned.steps)
     return steps
 
 
@@ -89,16 +89,17 @@ def _timings(root: Path, recipe: Recipe) -> Mapping[str, state.StageTiming]:
     return state.read(root, recipe.name).paces
 
 
-def _of_chain(options: RefreshOptions) -> RefreshOptions:
+def _through_training(options: RefreshOptions) -> RefreshOptions:
+    """Return the options for each single recipe, whose last stage is the training."""
     return dataclasses.replace(options, through=STAGES[-1]) if options.through in TUNINGS else options
 
 
-def _task(chain: Sequence[Recipe], recipe: Recipe) -> str:
-    return recipe.name.removeprefix(f"{chain[0].name}-")
+def _task(recipes: Sequence[Recipe], recipe: Recipe) -> str:
+    return recipe.name.removeprefix(f"{recipes[0].name}-")
 
 
-def _labelled(chain: Sequence[Recipe], recipe: Recipe, steps: Sequence[PlanStep]) -> list[PlanStep]:
-    """Return the steps, those of a tuning with its task before the stage."""
-    if recipe is chain[0]:
+def _labelled(recipes: Sequence[Recipe], recipe: Recipe, steps: Sequence[PlanStep]) -> list[PlanStep]:
+    """Return the steps of a recipe. The stages of a tuning are prefixed with its task, as in "sft clean"."""
+    if recipe is recipes[0]:
         return list(steps)
-    return [dataclasses.replace(step, stage=f"{_task(chain, recipe)} {step.stage}") for step in steps]
+    return [dataclasses.replace(step, stage=f"{_task(recipes, recipe)} {step.stage}") for step in steps]

@@ -166,7 +166,7 @@ def test_errors_of_a_tuning_name_its_section(folder: Path, line: str, message: s
 
 def test_a_recipe_without_tunings_is_one_chain(folder: Path) -> None:
     recipe = recipes.load(folder / "book.toml")
-    assert [part.name for part in tuning.recipes(recipe)] == ["book", "book-sft", "book-dpo"]
-    assert [part.name for part in tuning.recipes(recipe, "train")] == ["book"]
-    assert [part.train.parent for part in tuning.recipes(recipe)] == ["", "book", "book-sft"]
-    assert len(tuning.recipes(recipes.load("sample"))) == 1
+    assert [part.name for part in tuning.with_tunings(recipe)] == ["book", "book-sft", "book-dpo"]
+    assert [part.name for part in tuning.with_tunings(recipe, "train")] == ["book"]
+    assert [part.train.parent for part in tuning.with_tunings(recipe)] == ["", "book", "book-sft"]
+    assert len(tuning.with_tunings(recipes.load("sample"))) == 1
