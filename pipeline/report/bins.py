@@ -1,4 +1,4 @@
-"""Bins of a histogram over whole numbers, such as lengths: of equal width, or growing where the lengths spread far."""
+"""Bins of a histogram over whole numbers, such as lengths: of equal width, or logarithmic if there is a long tail."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.report.languages import Language
 from pipeline.report.section import Figure, Table
 
 _BINS = 40
-_SPREAD = 30  # times the median: longer tails get a logarithmic axis
+_LONG_TAIL = 30  # times the median: a larger maximum gets a logarithmic axis
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Bins:
 
 
 def histogram(bins: Bins, caption: str, say: Language) -> Figure:
-    """Return the figure of a histogram, with its numbers."""
+    """Return a histogram with the table of its numbers."""
     table = Table((say("length", "长度"), say("number", "数量")), bins.ranges)
     return Figure(charts.histogram(bins.edges, bins.counts, caption, is_log=bins.is_log), caption, table)
 
@@ -54,14 +54,14 @@ def bins_of(frequencies: Mapping[int, int]) -> Bins | None:
         for name, share in shares.items()
     }
     low, high = percentiles["min"], percentiles["max"]
-    is_log = high > _SPREAD * max(percentiles["median"], 1)
+    is_log = high > _LONG_TAIL * max(percentiles["median"], 1)
     edges = _edges(low, high, is_log=is_log)
     heights, _ = np.histogram(numbers, bins=np.array(edges, np.float64) - 0.5, weights=counts)
     return Bins(tuple(edges), tuple(int(height) for height in heights), is_log, total, percentiles)
 
 
 def _edges(low: int, high: int, *, is_log: bool) -> list[int]:
-    """Return whole edges of about `_BINS` bins that cover low to high. Their widths never shrink."""
+    """Return the edges of about `_BINS` bins from low to high, as integers. Widths do not decrease."""
     edges = [low]
     ratio = (((high + 1) / max(low, 1)) ** (1 / _BINS) - 1) if is_log else 0.0
     width = 1 if is_log else -(-(high + 1 - low) // _BINS)

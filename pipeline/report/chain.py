@@ -11,16 +11,15 @@ from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.store.manifest import KINDS
 
-_LAST_FIRST = ("runs", "tokens", "corpora")
-_REPORTED = ("corpora", "tokens", "runs")  # in the order of a report
+_REPORTED = ("corpora", "tokens", "runs")  # in the order of their stages, as in a report
 
 
 def resolve(root: Path, reference: str, report: Callable[[str], None]) -> list[Artifact]:
     """Return the artifacts that `reference` names, in the order of their stages.
 
-    KIND/NAME[/KEY] and the path of an artifact are one artifact; a bare name, and the path of a recipe, are the chain
-    of the last artifact of that name. Raises InputMissing if there is none. `report` receives a line for each artifact
-    of a chain that is left out, because it was deleted or cannot be read.
+    KIND/NAME[/KEY] and the path of an artifact name one artifact. A bare name, or the path of a recipe, names the chain
+    of the last artifact with that name. `report` receives a line for each artifact of a chain that is left out, because
+    it was deleted or cannot be read. Raises InputMissing if there is none.
     """
     if reference.partition("/")[0] in KINDS:
         return [artifact.find(root, reference.partition("/")[0], reference)]
@@ -32,10 +31,11 @@ def resolve(root: Path, reference: str, report: Callable[[str], None]) -> list[A
 
 
 def chain(root: Path, name: str, report: Callable[[str], None]) -> list[Artifact]:
-    """Return the last artifact of a name and those that it was made from, in the order of their stages. `report`: as
-    in `resolve`.
+    """Return the last artifact of a name and those that it was made from, in the order of their stages.
+
+    `report` is as in `resolve`.
     """
-    last = next(filter(None, (artifact.current(root, kind, name) for kind in _LAST_FIRST)), None)
+    last = next(filter(None, (artifact.current(root, kind, name) for kind in reversed(_REPORTED))), None)
     if last is None:
         raise InputMissing(f"{name}: no artifact has this name", hint="`inkstone status` lists all artifacts")
     artifacts = {entry.ref: entry for entry in _sources(root, last, report)}

@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 HEIGHT = 180  # pixels of the plot, without labels
 MAX_SERIES = 6  # colours of style.css
-_MOST_POINTS = 400  # of a line; more are not visible
-_ACROSS, _UP = 6, 4  # ticks of an axis, at most about so many
+_MAX_POINTS = 400  # of a line; more are not visible
+_ACROSS, _UP = 6, 4  # about the largest number of ticks of an axis
 
 _CHART = Markup('<svg class="chart{}" role="img" aria-label="{}" height="{}">{}</svg>')
 _GRID = Markup('<line class="grid" x1="0" x2="100%" y1="{0}" y2="{0}"/><text class="y" x="-8" y="{0}">{1}</text>')
@@ -91,7 +91,7 @@ def short(value: float) -> str:
 
 
 def labels(values: Sequence[float]) -> list[str]:
-    """Return numbers for an axis, with as many digits as they need to differ: 12.75 and 12.80, not 12.8 twice."""
+    """Return numbers for an axis, with enough digits to differ: 12.75 and 12.80, not 12.8 twice."""
     texts = [short(value) for value in values]
     digits = 4
     while len({*texts}) < len({*values}) and digits <= 12:
@@ -131,10 +131,10 @@ def lines(
     right: Callable[[float], float] | None = None,
     scales: Sequence[Scale] = (),
 ) -> Markup:
-    """Return a line chart of up to `MAX_SERIES` series. The vertical axis begins at `low`, by default near the least.
+    """Return a line chart of up to `MAX_SERIES` series. The vertical axis begins at `low`, by default near the minimum.
 
-    `right` converts heights to the unit of an axis on the right, by a linear function that grows. `scales` label the
-    ticks of the horizontal axis, one line each, instead of their numbers. Points that are not finite are left out.
+    `right` is an increasing linear function that converts values to the unit of a second axis on the right. `scales`
+    replace the numbers at the horizontal axis by a line of labels each. Points that are not finite are left out.
     """
     points = [
         [(x, y) for x, y in zip(entry.xs, entry.ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
@@ -160,7 +160,7 @@ def lines(
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return every n-th point, and the last, so that a long series stays small."""
-    step = -(-len(points) // _MOST_POINTS)
+    step = -(-len(points) // _MAX_POINTS)
     return points if step == 1 else [*points[::step], points[-1]]
 
 
@@ -200,33 +200,33 @@ def _scale_ticks(across: Axis, scales: Sequence[Scale], height: int) -> Markup:
     for line, scale in enumerate(scales):
         y = height + 17 + 15 * line
         texts.append(_SCALE.format(y, scale.name))
-        for tick in ticks:
-            position = across.position(tick)
-            anchor = "first" if position < 0.04 else "last" if position > 0.96 else "middle"
-            texts.append(_X_TICK.format(anchor, f"{100 * position:.2f}", y, scale.label(tick)))
+        texts += [_x_tick(across, tick, y, scale.label(tick)) for tick in ticks]
     return Markup("").join(texts)
 
 
 def _x_ticks(across: Axis, height: int = HEIGHT) -> Markup:
-    texts = []
-    for tick, label in _labelled(across, _ACROSS):
-        position = across.position(tick)
-        anchor = "first" if position < 0.04 else "last" if position > 0.96 else "middle"
-        texts.append(_X_TICK.format(anchor, f"{100 * position:.2f}", height + 17, label))
-    return Markup("").join(texts)
+    ticks = _labelled(across, _ACROSS)
+    return Markup("").join(_x_tick(across, tick, height + 17, label) for tick, label in ticks)
 
 
-_ROW, _HEAD = 44, 40  # pixels of a branch of a flow, and of its beginning and its end
-_BAND, _BRANCH_END = 360.0, 430.0  # of 1000: width of the stream, and where the branches end
+def _x_tick(across: Axis, tick: float, y: float, label: str) -> Markup:
+    """Return a label of the horizontal axis; those at its ends stay within the chart."""
+    position = across.position(tick)
+    anchor = "first" if position < 0.04 else "last" if position > 0.96 else "middle"
+    return _X_TICK.format(anchor, f"{100 * position:.2f}", y, label)
+
+
+_ROW, _HEAD = 44, 40  # pixels: height of a branch of a flow, and of its beginning and its end
+_BAND, _BRANCH_END = 360.0, 430.0  # of 1000: width of the stream, and right end of the branches
 _BRANCH = Markup('<path class="{}" d="{}"/>')
 _BRANCH_TEXT = Markup('<text class="label" x="45%" y="{}">{}</text><text x="45%" y="{}">{}</text>')
 _END_TEXT = Markup('<text class="label" x="10" y="{}">{}</text>')
 
 
 def flow(start: tuple[str, int], branches: Sequence[tuple[str, int]], end: tuple[str, int], label: str) -> Markup:
-    """Return a stream from `start` to `end`, from which branches leave (counts below 0) or which they join.
+    """Return a flow chart: a stream from `start` to `end`, with a branch for each count: leaving if it is below 0.
 
-    Widths are in proportion to the counts, but a branch has at least a hairline.
+    Widths are proportional to the counts, but every branch is visible.
     """
     total = max(start[1] + sum(max(count, 0) for _, count in branches), 1)
     height = 2 * _HEAD + _ROW * len(branches)

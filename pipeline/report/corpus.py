@@ -24,7 +24,7 @@ REPORT, REJECTS = "report.json", "rejects.jsonl.zst"
 SEED = 1  # of the samples of a report
 MAX_CHARACTERS = 1 << 31  # of the documents that are measured; a larger corpus is sampled by its files
 EXAMPLES = 3  # of the rejects of a reason
-_REJECTS_READ = 1 << 26  # bytes of rejects among which examples are looked for
+_REJECTS_READ = 1 << 26  # bytes of rejects that are searched for examples
 _LETTERS = {"CJK": "Han", "KANGXI": "Han", "FULLWIDTH": "Latin", "HALFWIDTH": "Katakana"}
 _CLASSES = {"N": "digits", "P": "punctuation", "S": "symbols", "Z": "spaces", "M": "marks", "C": "other"}
 
@@ -43,11 +43,11 @@ class CorpusNumbers:
     """Numbers of a corpus.
 
     report     its report.json
-    documents  their lengths in characters; `measured` is the number of them that were read, fewer than all of a corpus
-               that is sampled
-    sentences  their lengths in characters, all
+    documents  lengths of documents in characters
+    measured   number of documents whose length was read: not all, if the corpus is sampled
+    sentences  lengths of all sentences in characters
     scripts    the largest first
-    marks      punctuation marks with their frequencies, the commonest first
+    marks      punctuation marks with their frequencies, the most common first
     rejects    up to three excerpts by reason, each with its file and line
     """
 
@@ -81,8 +81,8 @@ class _Reject(msgspec.Struct):
     excerpt: str = ""
 
 
-def collect(corpus: Artifact, most: int = MAX_CHARACTERS) -> CorpusNumbers:
-    """Collect the numbers of a corpus; of more than `most` characters, documents of a sample of its files are measured.
+def collect(corpus: Artifact, max_characters: int = MAX_CHARACTERS) -> CorpusNumbers:
+    """Collect the numbers of a corpus. Above `max_characters`, document lengths are those of a sample of its files.
 
     Raises BadData if its report.json is missing or damaged.
     """
@@ -93,7 +93,7 @@ def collect(corpus: Artifact, most: int = MAX_CHARACTERS) -> CorpusNumbers:
         histogram = {str(character): int(count) for character, count in report["characters"]["histogram"].items()}
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise BadData(f"{path}: not the report of a corpus: {error}", hint="`clean` it again") from None
-    lengths = Counter(_document_lengths(corpus, sum(histogram.values()), most))
+    lengths = Counter(_document_lengths(corpus, sum(histogram.values()), max_characters))
     return CorpusNumbers(
         report,
         bins_of(lengths),
@@ -105,10 +105,10 @@ def collect(corpus: Artifact, most: int = MAX_CHARACTERS) -> CorpusNumbers:
     )
 
 
-def _document_lengths(corpus: Artifact, characters: int, most: int) -> Iterator[int]:
-    """Yield the lengths of documents in characters, of all files or of a sample with about `most` characters."""
+def _document_lengths(corpus: Artifact, characters: int, max_characters: int) -> Iterator[int]:
+    """Yield the lengths of documents in characters, of all files or of a sample of about `max_characters`."""
     paths = corpora.document_files(corpus)
-    if characters > most:
+    if characters > max_characters:
         random.Random(SEED).shuffle(paths)
     decode, measured = msgspec.json.Decoder(_Document).decode, 0
     for path in paths:
@@ -118,7 +118,7 @@ def _document_lengths(corpus: Artifact, characters: int, most: int) -> Iterator[
             length = len(decode(line).text)
             measured += length
             yield length
-            if measured > most:
+            if measured > max_characters:
                 return
 
 
@@ -163,7 +163,7 @@ def rarest(histogram: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
 
 
 def kinds_that_cover(histogram: Mapping[str, int], fraction: float) -> int:
-    """Return the number of commonest characters that make up a fraction of the text."""
+    """Return how many of the most common characters make up a fraction of the text."""
     remaining = fraction * sum(histogram.values())
     for number, count in enumerate(sorted(histogram.values(), reverse=True), start=1):
         remaining -= count

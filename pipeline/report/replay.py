@@ -1,7 +1,7 @@
-"""Examples of what each cleaning rule changed: the beginning of the source files is cleaned once more.
+"""Examples of what each cleaning rule changed, found by cleaning the beginning of the source files again.
 
-A corpus holds the text after all rules. So the examples come from the files that it was made from, while they are where
-they were and have the recorded hashes.
+A corpus holds the text after all rules, so the examples come from the files that it was made from. There are none if
+these files were moved or changed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.store.generations import read_run_info
 
 _FILES = 8  # spread evenly over the inputs
 _CHARACTERS = 4_000_000  # of all of them
-_LONGEST = 1 << 26  # bytes of a text file, which may be read as one; records of any file are read one by one
+_MAX_TEXT_FILE = 1 << 26  # bytes: a text file may be read at once; of records, any number is read one by one
 PAIRS = 3  # of a rule
 
 Changes = dict[str, list[tuple[str, str]]]
@@ -36,7 +36,7 @@ Changes = dict[str, list[tuple[str, str]]]
 def changes_of_rules(corpus: Artifact) -> tuple[Changes, bool]:
     """Return up to `PAIRS` excerpts before and after each rule, by rule, and True if the sources are unchanged.
 
-    Without the sources, or without the tables that the corpus was cleaned with, there are none.
+    There are no excerpts if the sources, or the tables that the corpus was cleaned with, are missing or changed.
     """
     changes: Changes = {}
     try:
@@ -63,7 +63,7 @@ def changes_of_rules(corpus: Artifact) -> tuple[Changes, bool]:
 
 
 def _sources(corpus: Artifact) -> list[InputFile]:
-    """Return some of the files that a corpus was made from, none if one of them is missing, changed or too large."""
+    """Return some of the files that a corpus was made from; none if one of these is missing, changed or too large."""
     inputs = [entry for entry in corpus.manifest.inputs if entry.role == "raw"]
     members = corpus.manifest.options.get("members") or [""] * len(inputs)
     paths = read_run_info(corpus.path).inputs
@@ -72,7 +72,7 @@ def _sources(corpus: Artifact) -> list[InputFile]:
     files = []
     for index in range(0, len(inputs), -(-len(inputs) // _FILES)):
         path = Path(paths[index])
-        if not path.is_file() or (path.stat().st_size > _LONGEST and not readers.has_many_documents(path)):
+        if not path.is_file() or (path.stat().st_size > _MAX_TEXT_FILE and not readers.has_many_documents(path)):
             return []
         (file,) = resolve_inputs(corpus.path.parents[2], str(path), corpora=False)
         if file.digest != inputs[index].digest:
@@ -82,7 +82,7 @@ def _sources(corpus: Artifact) -> list[InputFile]:
 
 
 def _options(corpus: Artifact) -> CleanOptions | None:
-    """Return the options that a corpus was cleaned with, None if a table of them changed since."""
+    """Return the options that a corpus was cleaned with, None if one of their tables has changed."""
     recorded = corpus.manifest.options
     names = {*CleanOptions.__struct_fields__}
     values = {name: value for name, value in recorded.items() if name in names}

@@ -29,13 +29,13 @@ CHAPTERS = {
 def render(title: str, artifacts: Sequence[Artifact], say: Language) -> bytes:
     """Return the page about artifacts, one chapter for each.
 
-    Before them, the artifacts of a chain are listed by stage, and several runs are compared. Raises BadData for an
-    artifact that is damaged, InputMissing for one that was pruned meanwhile.
+    A chain gets an overview by stage first, and several runs a comparison. Raises BadData if an artifact is damaged,
+    InputMissing if one was pruned meanwhile, BadConfig if there is no report for artifacts of these kinds.
     """
     reported = [entry for entry in artifacts if entry.manifest.kind in CHAPTERS]
     if not reported:
         kinds = ", ".join(CHAPTERS)
-        raise BadConfig(f"{title}: there are no reports of this kind", hint=f"reports exist for {kinds}")
+        raise BadConfig(f"{title}: no report for artifacts of this kind", hint=f"there are reports for {kinds}")
     with ExitStack() as leases:
         for entry in reported:
             leases.enter_context(lease(entry))
@@ -60,8 +60,8 @@ def path_of(root: Path, name: str) -> Path:
     return root / FOLDER / f"{name}.html"
 
 
-def write_of_recipe(root: Path, name: str, lang: str, report: Callable[[str], None]) -> Path:
-    """Write the report of a recipe, about the chain of what is current, and return its path.
+def write_recipe_report(root: Path, name: str, lang: str, report: Callable[[str], None]) -> Path:
+    """Write the report of a recipe about its current artifacts, and return its path.
 
     `report` receives a line for each artifact that is left out.
     """
@@ -73,7 +73,7 @@ def write_of_recipe(root: Path, name: str, lang: str, report: Callable[[str], No
 
 
 def outdated_refs(root: Path, content: bytes) -> list[str]:
-    """Return the artifacts that a report describes and that are no longer current."""
+    """Return the described artifacts that are no longer current, as kind/name/key."""
     refs = map(PurePosixPath, page.refs_of(content))
     return [str(ref) for ref in refs if current_key(root / ref.parent) != ref.name]
 
@@ -84,7 +84,7 @@ def paths(root: Path) -> list[Path]:
 
 
 def require_replaceable(path: Path) -> Path:
-    """Return the path of a report to write. Raises CannotCreate if something else is there, which would be lost."""
+    """Return `path` if a report may be written there. Raises CannotCreate if it holds anything but a report."""
     if os.path.lexists(path) and not (path.is_file() and page.is_report(path)):
         raise CannotCreate(f"{path}: exists and is not a report", hint="choose another file with --out")
     return path

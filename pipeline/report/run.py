@@ -1,6 +1,6 @@
 """Numbers of a run: the rows of its metrics, its result, its samples, and the losses of its validation tokens.
 
-All are read from the files of the run, as `model/runs/run.py` describes them; nothing is computed by a network.
+They are read from the files of the run, which `model/runs/run.py` describes; no network is evaluated.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.tokenizers import Tokenizer
 METRICS, RESULT, CONFIG, SAMPLES, LOG = "metrics.csv", "result.json", "config.json", "samples.jsonl", "log.jsonl"
 LOSSES = "losses.safetensors"
 PASSAGE = 120  # tokens of a passage, at most
-_SHORTEST = 40  # tokens of a passage, unless all documents are shorter
+_MIN_PASSAGE = 40  # tokens, unless all documents are shorter
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class ScoredToken:
-    """Text of one token, or of several that are parts of one character, its loss in bits, and the number of its ids."""
+    """A token with its loss in bits. Tokens that are parts of one character are joined: `ids` is their number."""
 
     text: str
     bits: float
@@ -76,7 +76,7 @@ class ScoredPassage:
 
 @dataclass(frozen=True)
 class CharacterCost:
-    """Bits that all occurrences of a character cost in the validation text. A token's loss is divided by its bytes."""
+    """Bits of all occurrences of a character in the validation text. A token's loss is divided evenly by its bytes."""
 
     character: str
     count: int
@@ -90,9 +90,9 @@ class Losses:
     tokens       number of scored tokens
     mean         bits per token
     positions    mean bits at each position of a block, NaN where no validation text reaches
-    best, worst  passages by bits per byte, the lowest and the highest first; none in both
+    best, worst  passages with the lowest and with the highest bits per byte; no passage is in both
     characters   the costs of all characters, the highest sum first
-    ends         bits of the ends of documents, and their number
+    ends         bits of all end-of-text tokens, and their number
     """
 
     step: int
@@ -134,7 +134,7 @@ class RunNumbers:
         return [step for step, _ in present], [value for _, value in present]
 
     def speeds(self) -> tuple[list[float], list[float]]:
-        """Return the steps of rows, and the tokens per second since the row before, by the seconds of training."""
+        """Return the steps of rows, and the tokens per second of training since the row before."""
         steps, speeds = list[float](), list[float]()
         before = (0.0, 0.0)
         for row in self.rows:
@@ -170,7 +170,7 @@ def duration(seconds: float) -> str:
 
 
 def whole(value: float | None) -> int | float | None:
-    """Return a number without fraction as an integer."""
+    """Return an integer instead of a float without fraction."""
     return int(value) if value is not None and value.is_integer() else value
 
 
@@ -243,7 +243,7 @@ def _read_losses(path: Path, tokenizer: Tokenizer) -> Losses | None:
 
 
 def analyse(step: int, ids: np.ndarray, nats: np.ndarray, positions: np.ndarray, tokenizer: Tokenizer) -> Losses:
-    """Return what the losses of the tokens `ids` (T,) say: `nats` (T,) by token, `positions` by position in a block."""
+    """Summarize the losses of the tokens `ids` (T,): `nats` (T,) by token, `positions` by position in a block."""
     bits = nats / math.log(2)
     ends = np.flatnonzero(ids == tokenizer.end_of_text)
     ranked = sorted(_passages(ids, bits, ends, tokenizer), key=lambda passage: passage.bits_per_byte)
@@ -261,7 +261,7 @@ def analyse(step: int, ids: np.ndarray, nats: np.ndarray, positions: np.ndarray,
 
 
 def _passages(ids: np.ndarray, bits: np.ndarray, ends: np.ndarray, tokenizer: Tokenizer) -> list[ScoredPassage]:
-    """Divide the documents into passages of `PASSAGE` tokens; short ones only count if there are no others."""
+    """Divide the documents into passages of `PASSAGE` tokens. Short ones are left out unless all are short."""
     passages: list[ScoredPassage] = []
     for start, stop in pairwise([0, *(int(end) + 1 for end in ends), len(ids)]):
         tokens = scored(ids[start:stop], bits[start:stop], tokenizer)
@@ -270,11 +270,11 @@ def _passages(ids: np.ndarray, bits: np.ndarray, ends: np.ndarray, tokenizer: To
             passages.append(passage)
             start += sum(token.ids for token in passage.tokens)
     passages = [passage for passage in passages if passage.characters]
-    return [passage for passage in passages if len(passage.tokens) >= _SHORTEST] or passages
+    return [passage for passage in passages if len(passage.tokens) >= _MIN_PASSAGE] or passages
 
 
 def scored(ids: np.ndarray, bits: np.ndarray, tokenizer: Tokenizer) -> tuple[ScoredToken, ...]:
-    """Return the text of tokens with their losses; tokens that are parts of one character are taken together."""
+    """Return the text of tokens with their losses. Tokens that are parts of one character are joined."""
     costs = iter(bits.tolist())
     return tuple(
         ScoredToken(token.text, sum(islice(costs, len(token.ids))), len(token.ids))
@@ -295,7 +295,7 @@ def _character_costs(ids: np.ndarray, bits: np.ndarray, tokenizer: Tokenizer) ->
     costs = np.add.reduceat(byte_bits, starts)
     counts, sums = Counter[str](), Counter[str]()
     text = data[starts[0] :].decode(errors="replace")
-    if len(text) != len(starts):  # bytes that are not UTF-8: the text is not what the tokens say, byte by byte
+    if len(text) != len(starts):  # some bytes are not UTF-8: decode each part by itself
         stops = [*starts[1:].tolist(), len(data)]
         text_parts = [data[start:stop].decode(errors="replace") for start, stop in zip(starts, stops, strict=True)]
     else:

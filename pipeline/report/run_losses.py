@@ -13,15 +13,15 @@ from pipeline.report.section import Block, Figure, Note, Passage, Section, Span,
 
 _CHARACTERS = 18  # rows of a table
 _TINTS = 10  # h0 to h9
-_OCCURRENCES = 5  # of a character whose mean cost is listed
+_MIN_OCCURRENCES = 5  # of a character whose mean cost is listed
 _POINTS = 24  # of the curve by position
 
 
 def sections(numbers: RunNumbers, say: Language) -> list[Section]:
-    """Return the sections; one that says why they are missing if an older run has no losses of tokens."""
+    """Return the sections; for a run of an older version, one that says why they are missing."""
     losses = numbers.losses
     if losses is None and (numbers.score is None or numbers.task):
-        return []  # nothing was scored, or answers, whose tokens have no losses of their own
+        return []  # no validation text, or a tuned run, which does not store losses by token
     if losses is None:
         missing = say(
             "This run has no losses.safetensors: it was trained by an earlier version, which did not store the loss of "
@@ -111,7 +111,7 @@ def _characters(losses: Losses, say: Language) -> Section:
         ]
         return Table(columns, rows, caption, bars=bars, code=(0,))
 
-    often = [cost for cost in losses.characters if cost.count >= _OCCURRENCES]
+    often = [cost for cost in losses.characters if cost.count >= _MIN_OCCURRENCES]
     dearest = sorted(often, key=lambda cost: (-cost.bits / cost.count, cost.character))
     text = say(
         "The loss of a token is divided evenly by its bytes. Ends of documents cost "
@@ -121,8 +121,8 @@ def _characters(losses: Losses, say: Language) -> Section:
     blocks: list[Block] = [text, table(losses.characters[:_CHARACTERS], say("In all", "所有出现合计"), 2)]
     if dearest:
         caption = say(
-            f"For each occurrence, of characters that occur at least {_OCCURRENCES} times",
-            f"每次出现的代价（只列出现至少 {_OCCURRENCES} 次的字符）",
+            f"For each occurrence, of characters that occur at least {_MIN_OCCURRENCES} times",
+            f"每次出现的代价（只列出现至少 {_MIN_OCCURRENCES} 次的字符）",
         )
         blocks.append(table(dearest[:_CHARACTERS], caption, 4))
     return Section(title, blocks)

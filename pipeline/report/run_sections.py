@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import numpy as np
 
 from pipeline.report import charts, run, run_losses, run_outcome
 from pipeline.report.charts import Scale, Series
@@ -60,7 +60,7 @@ def name_of_baseline(name: str, say: Language) -> str:
 
 
 def verdict(numbers: RunNumbers, say: Language) -> str:
-    """Return how good the run is, in one sentence; "" if nothing was evaluated."""
+    """Compare the run with the best baseline that it beats, in one sentence; "" if nothing was evaluated."""
     score, baselines = numbers.score, numbers.result.get("baselines") or {}
     if score is None:
         return ""
@@ -80,7 +80,7 @@ def verdict(numbers: RunNumbers, say: Language) -> str:
 
 
 def _conversion(numbers: RunNumbers) -> tuple[float, float] | None:
-    """Return slope and offset that turn nats per token into bits per character; None without two evaluations."""
+    """Return the slope and offset that convert nats per token to bits per character; None without two evaluations."""
     _, nats = numbers.column("val_loss")
     _, bits = numbers.column("bits_per_char")
     low, high = (function(range(len(nats)), key=nats.__getitem__, default=0) for function in (min, max))
@@ -92,26 +92,15 @@ def _conversion(numbers: RunNumbers) -> tuple[float, float] | None:
 
 def _scales(numbers: RunNumbers, say: Language) -> list[Scale]:
     """Return the scales of steps, tokens and time below a chart."""
-    rows = [row for row in numbers.rows if row["step"] is not None]
 
-    def interpolated(column: str) -> Callable[[float], float]:
-        def value(step: float) -> float:
-            before, after = (0.0, 0.0), (0.0, 0.0)
-            for row in rows:
-                after = (row["step"] or 0.0, row[column] or 0.0)
-                if after[0] >= step:
-                    break
-                before = after
-            share = (step - before[0]) / ((after[0] - before[0]) or 1.0)
-            return before[1] + share * (after[1] - before[1])
+    def interpolate(column: str, step: float) -> float:
+        steps, values = numbers.column(column)
+        return float(np.interp(step, [0.0, *steps], [0.0, *values]))
 
-        return value
-
-    tokens, seconds = interpolated("tokens"), interpolated("seconds")
     return [
         Scale(say("step", "步"), charts.short),
-        Scale(say("tokens", "词元"), lambda step: charts.short(tokens(step))),
-        Scale(say("time", "时间"), lambda step: duration(seconds(step))),
+        Scale(say("tokens", "词元"), lambda step: charts.short(interpolate("tokens", step))),
+        Scale(say("time", "时间"), lambda step: duration(interpolate("seconds", step))),
     ]
 
 
@@ -218,7 +207,7 @@ def _baselines(numbers: RunNumbers, say: Language) -> Section:
 
 
 def _samples(numbers: RunNumbers, say: Language) -> Section:
-    """Return the samples of evaluations at about equal distances, the first and the last among them."""
+    """Return up to `_SAMPLES` evenly spaced samples, the first and the last included."""
     title, samples = say("Samples", "样例"), numbers.samples
     if not samples:
         return Section(title, [])

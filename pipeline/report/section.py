@@ -57,7 +57,7 @@ class Table:
         return f"{cell:,.{places}f}".replace("-", "−")
 
     def width(self, cell: Cell) -> str:
-        """Return the CSS class of a cell by the length of its text: a short one is not broken, a long one anywhere."""
+        """Return the CSS class of a cell: short text does not wrap, long text wraps at any character."""
         length = len(cell) if isinstance(cell, str) else 0
         return " long" if length > _LONG else " short" if length <= _SHORT else ""
 
@@ -86,8 +86,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of a passage. `tint` is a CSS class of style.css: "t0" to "t4" to tell neighbours apart, "h0" to "h9"
-    for a value from low to high, "" for none. `title` appears while the pointer rests on it.
+    """A part of a passage.
+
+    `tint` is a CSS class of style.css: "t0" to "t4" to tell neighbours apart, "h0" to "h9" for a value from low to
+    high, "" for none. `title` is the tooltip.
     """
 
     text: str
@@ -97,7 +99,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Passage:
-    """Text of the data with tinted spans; line breaks stay. `scale` labels the ends of the tints h0 and h9.
+    """A text from the data with tinted spans. Line breaks stay. `scale` labels the tints h0 and h9.
 
     `table` has the values of the spans.
     """

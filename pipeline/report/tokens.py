@@ -27,12 +27,12 @@ _SAMPLE_DOCUMENT = 2_000  # tokens of a document of the sample
 _PAGE_TOKENS = 420
 _MAX_PIECES = 8  # tokens that may be parts of one character
 _COMPARED = ("r50k_base", "cl100k_base", "o200k_base")
-_FACTOR = 0x9E3779B97F4A7C15  # of the hashes of passages; odd, so that no id is lost
+_FACTOR = 0x9E3779B97F4A7C15  # of the hashes of passages; odd, so that multiplying loses no bits
 
 
 @dataclass(frozen=True)
 class Fertility:
-    """A tokenizer on the sample: the number of its ids, and the tokens of the sample. `is_own`: the one in use."""
+    """Tokens that a tokenizer needs for the sample. `is_own` is True for the tokenizer of the artifact."""
 
     name: str
     vocab_size: int
@@ -42,7 +42,7 @@ class Fertility:
 
 @dataclass(frozen=True)
 class PageToken:
-    """Ids that decode to complete characters together, in general one."""
+    """The fewest consecutive ids that decode to complete characters: usually one id."""
 
     text: str
     ids: tuple[int, ...]
@@ -53,10 +53,10 @@ class Shift:
     """Differences of validation from training.
 
     divergence   Jensen–Shannon divergence of the distributions of their tokens, in bits: 0 equal, 1 disjoint
-    expected     that of a random sample of the training tokens, as large as validation, which is by chance
+    expected     the same for a random sample of the training tokens of that size: the divergence by chance
     unseen       validation tokens whose id does not occur in training
     passages     sampled passages of `PASSAGE` tokens of validation, `repeated` of which occur in the `scanned` tokens
-    distinctive  ids that are more frequent in validation than in training: id, and its count in each
+    distinctive  ids that are more frequent in validation than in training: id, counts in training and validation
     """
 
     divergence: float
@@ -156,7 +156,7 @@ def text_of(tokenizer: Tokenizer, token: int) -> str:
 
 
 def _sample(store: TokenStore, lengths: np.ndarray) -> tuple[str, int]:
-    """Return the text of the beginnings of some training documents, drawn with a fixed seed, and its tokens."""
+    """Return the joined beginnings of training documents that are drawn with a fixed seed, and their token count."""
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
     order = random.Random(SEED).sample(range(len(lengths)), min(len(lengths), SAMPLE_CHARACTERS))
     texts, tokens, characters = [], 0, 0
@@ -172,7 +172,7 @@ def _sample(store: TokenStore, lengths: np.ndarray) -> tuple[str, int]:
 
 
 def _others(text: str, own: str) -> Iterator[Fertility]:
-    """Yield the fertility of OpenAI's other encodings whose ranks are on this machine, and that of characters."""
+    """Yield the fertility of OpenAI's encodings whose ranks are on this machine, except `own`, and of characters."""
     import tiktoken
 
     for name in _COMPARED:
@@ -206,7 +206,7 @@ def _page(tokenizer: Tokenizer, array: TokenArray, lengths: np.ndarray) -> tuple
 
 
 def complete_characters(ids: Sequence[int], tokenizer: Tokenizer) -> Iterator[PageToken]:
-    """Yield the texts of ids; those that are parts of one character together, bytes that are none as U+FFFD."""
+    """Yield ids with their texts. Parts of a character are joined; invalid bytes become U+FFFD."""
     pending, group, before = b"", list[int](), None
     for token in ids:
         pending, before = pending + tokenizer.token_bytes(token, before), token
@@ -248,7 +248,7 @@ def jensen_shannon(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _distinctive(train: np.ndarray, val: np.ndarray, limit: int = 12) -> tuple[tuple[int, int, int], ...]:
-    """Return the ids whose share in validation exceeds that in training most, by their part of the log likelihood."""
+    """Return the ids that are most over-represented in validation, by their part of the log likelihood ratio."""
     expected = (train + 0.5) / (train.sum() + 0.5 * len(train)) * max(val.sum(), 1)
     gain = np.where(val > expected, val * np.log(np.maximum(val, 1) / expected), 0.0)
     order = np.argsort(-gain, kind="stable")[:limit]
@@ -256,25 +256,25 @@ def _distinctive(train: np.ndarray, val: np.ndarray, limit: int = 12) -> tuple[t
 
 
 def _repeated_passages(store: TokenStore) -> tuple[int, int]:
-    """Return how many of some passages of validation occur in the training tokens, and how many there are."""
+    """Return how many of the sampled validation passages occur in the training tokens, and their number."""
     starts = max(len(store.val) - PASSAGE + 1, 0)
     if not starts or len(store.train) < PASSAGE:
         return 0, 0
     chosen = np.array(sorted(random.Random(SEED).sample(range(starts), min(starts, _PASSAGES))))
     wanted = _hashes(np.concatenate([store.val.read(start, start + PASSAGE) for start in chosen.tolist()]))[::PASSAGE]
-    marked = np.zeros(1 << 20, bool)  # of the hashes by their highest bits, so that few are compared
-    marked[wanted >> np.uint64(44)] = True
+    is_possible = np.zeros(1 << 20, bool)  # by the highest bits of a hash, so that few hashes are compared
+    is_possible[wanted >> np.uint64(44)] = True
     present: set[int] = set()
     size = min(len(store.train), SCANNED)
     for start in range(0, size, _BLOCK):
         hashes = _hashes(store.train.read(start, min(start + _BLOCK + PASSAGE - 1, size)))
-        candidates = hashes[marked[hashes >> np.uint64(44)]]
+        candidates = hashes[is_possible[hashes >> np.uint64(44)]]
         present |= {*np.intersect1d(candidates, wanted).tolist()}
     return sum(value in present for value in wanted.tolist()), len(chosen)
 
 
 def _hashes(ids: np.ndarray) -> np.ndarray:
-    """Return the uint64 hash of the `PASSAGE` ids from each position on, fewer positions than ids."""
+    """Return the uint64 hashes of all `PASSAGE` consecutive ids, by their first position."""
     values = ids.astype(np.uint64) + np.uint64(1)
     size = max(len(values) - PASSAGE + 1, 0)
     total = np.zeros(size, np.uint64)

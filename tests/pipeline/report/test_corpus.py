@@ -89,9 +89,9 @@ def test_bins_hold_every_number_once() -> None:
 
 def test_corpus_above_the_limit_is_sampled_and_says_so(store: Path) -> None:
     artifact = read(store, "corpora", "novel")
-    numbers = corpus.collect(artifact, most=5_000)
+    numbers = corpus.collect(artifact, max_characters=5_000)
     assert 0 < numbers.measured < artifact.manifest.counts["documents"]
-    assert corpus.collect(artifact, most=5_000) == numbers
+    assert corpus.collect(artifact, max_characters=5_000) == numbers
 
 
 def test_examples_of_rules_come_from_the_unchanged_sources_only(store: Path, tmp_path: Path) -> None:
