@@ -6,16 +6,19 @@ import csv
 import json
 import random
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import cli
+from model.commands.start import next_commands
 from model.runs.run import read_result
 from model.training import baselines
 from model.training.baselines import Baselines
 from pipeline.refresh import recipe as recipes
+from pipeline.refresh.recipe import DownloadSection, Recipe, SampleSection, TrainSection
 from pipeline.store import artifact
 from tests.conftest import Inkstone
 
@@ -103,7 +106,7 @@ def test_end_has_a_verdict_and_the_next_commands_and_counts_simple_models_once(
     output = capsys.readouterr()
     assert len(calls) == 1
     scores = read_result(artifact.find(root, "runs", "novel").path).baselines
-    assert f"yardstick bits per character, lower is better: random {scores['uniform']:.2f}, " in output.out
+    assert f"baselines bits per character, lower is better: random guesses {scores['uniform']:.2f}, " in output.out
     assert re.search(
         r"^verdict   \d\.\d\d bits per character, (better than|about as good as|worse than) ", output.out, re.M
     )
@@ -117,6 +120,15 @@ def test_end_has_a_verdict_and_the_next_commands_and_counts_simple_models_once(
     prompt = read_prompt(root)
     assert prompt
     assert f"{prompt}|" in output.err
+
+
+@pytest.mark.parametrize("parent", ["", "novel"])
+def test_next_commands_are_valid(parent: str) -> None:
+    section = TrainSection(parent=parent)
+    recipe = Recipe("talks", DownloadSection("a.txt"), train=section, sample=SampleSection(("It is",)))
+    for text in next_commands("talks", recipe, 5):
+        name, *arguments = shlex.split(text.partition("  (")[0])
+        cli.cli.commands[name].make_context(name, arguments)
 
 
 def read_prompt(root: Path) -> str:

@@ -1,4 +1,4 @@
-"""Commands of the model: train, sample, serve, import and export of weights, refresh and demo.
+"""Commands that need a model: train, sample, chat, serve, import and export, start, refresh and demo.
 
 Read `train.py` first. `cli.py` registers the commands.
 """

@@ -35,7 +35,7 @@ def recipe(settings: Settings, reference: str, out: Path | None) -> Outcome:
     if out and out.exists():
         raise BadConfig(f"{out} exists, and is left as it is", hint="choose another file with --out")
     last = history.find(settings.root, reference)
-    described = _of_run(settings.root, last) if last.manifest.kind == "runs" else history.of(settings.root, last)
+    described = _of_run(settings.root, last) if last.manifest.kind == "runs" else history.recipe_of(settings.root, last)
     if out:
         _make_relative(described.sections["download"], out.absolute().parent)
     header = [f"The recipe of {last.ref}.", *(f"Note: {note}." for note in described.notes)]
@@ -80,7 +80,7 @@ def _of_run(root: Path, run: Artifact) -> History:
             f"{run.ref} was not trained from a preset of this version, which a recipe needs",
             hint="`inkstone presets` lists them; `inkstone recipe tokens/NAME` writes the recipe without [train]",
         )
-    described = history.of(root, artifact.read_ref(root, inputs["tokens"]))
+    described = history.recipe_of(root, artifact.read_ref(root, inputs["tokens"]))
     settings = plan.settings_of(preset, presets.get_preset(name))
     length = "minutes" if preset.train.minutes else "steps"
     settings.pop(length, None)

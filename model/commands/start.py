@@ -28,14 +28,6 @@ if TYPE_CHECKING:
     from pipeline.start.decide import InputOptions
     from pipeline.store.artifact import Artifact
 
-_SIMPLE_MODELS = {
-    "uniform": "random",
-    "unigram": "letter frequency",
-    "bigram": "pairs",
-    "zstd": "compressor",
-    "ngram": "n-grams",
-}
-
 
 @click.command(cls=Command, short_help="Train a model on any text, in one command.")
 @click.argument("references", metavar="[PATH|SOURCE]...", nargs=-1)
@@ -137,7 +129,7 @@ def _recipe_path(root: Path, references: Sequence[str], name: str) -> Path:
     from pipeline.store.manifest import KINDS, check_name, name_from_path
 
     if not references and not name:
-        raise BadConfig("nothing to train on was named", hint="for example `inkstone start novel.txt`")
+        raise BadConfig("no text to train on was named", hint="for example `inkstone start novel.txt`")
     base = check_name(name) if name else name_from_path(_absolute(references[0]))
     path = Path(f"{base}.toml")
     number = 1
@@ -168,9 +160,9 @@ def _extend(
     minutes: float | None,
     plan_only: bool,
 ) -> list[str]:
-    """Add the sources that the recipe does not have and the options that are given; return the lines of the plan.
+    """Add new sources and options to the recipe, and return the lines of the plan.
 
-    Raises the error of a source that cannot be read, before the recipe is changed.
+    If a source cannot be read, its error is raised and the recipe stays unchanged.
     """
     from pipeline.start import recipe_file
 
@@ -220,7 +212,7 @@ def _resolved(source: str, folder: Path) -> str:
 
 
 def _run(settings: Settings, path: Path, device: str, jobs: int, *, more: bool) -> Outcome:
-    """Run the recipe, and report the loss beside its baselines, the continuations and the next commands."""
+    """Run the recipe. Report the continuations, the loss with its baselines, and the next commands."""
     from model.commands import recipe_samples, training_summary
     from model.commands import refresh as refresh_command
     from model.runs import run
@@ -247,10 +239,10 @@ def _run(settings: Settings, path: Path, device: str, jobs: int, *, more: bool) 
         ),
         *early,
         *(as_line("tuned", text) for text in run.describe_tuning(result)),
-        *_yardstick(settings, refreshed.last, result),
+        *_score_lines(settings, refreshed.last, result),
         *(
             as_line("" if index else "next", f"inkstone {command}")
-            for index, command in enumerate(_next_commands(path.stem, recipe, training_summary.minutes(result)))
+            for index, command in enumerate(next_commands(path.stem, recipe, training_summary.minutes(result)))
         ),
     ]
     outcome = refresh_command.refresh_outcome(refreshed, lines)
@@ -266,9 +258,9 @@ def _run(settings: Settings, path: Path, device: str, jobs: int, *, more: bool) 
     return outcome
 
 
-def _yardstick(settings: Settings, last: Artifact, result: Result) -> list[str]:
-    """Return lines about the held-out text, the bits per character of simple models on it, and the verdict."""
-    from model.commands.training_summary import verdict
+def _score_lines(settings: Settings, last: Artifact, result: Result) -> list[str]:
+    """Describe the held-out text, the baselines on it, and the verdict, one line each."""
+    from model.commands.training_summary import BASELINE_NAMES, verdict
     from pipeline.store import artifact
     from pipeline.tokens.split import summary
 
@@ -276,8 +268,8 @@ def _yardstick(settings: Settings, last: Artifact, result: Result) -> list[str]:
     tokens = artifact.read_ref(settings.root, name).manifest
     lines = [as_line("held out", summary(tokens.options, tokens.counts).removeprefix("held out "))]
     if result.baselines:
-        listed = ", ".join(f"{_SIMPLE_MODELS[label]} {bits:.2f}" for label, bits in result.baselines.items())
-        lines.append(as_line("yardstick", f"bits per character, lower is better: {listed}"))
+        listed = ", ".join(f"{BASELINE_NAMES[label]} {bits:.2f}" for label, bits in result.baselines.items())
+        lines.append(as_line("baselines", f"bits per character, lower is better: {listed}"))
     return [*lines, *(as_line("verdict", text) for text in [verdict(result)] if text)]
 
 
@@ -287,9 +279,10 @@ def _relative(path: Path) -> str:
     return os.path.relpath(resolved) if resolved.is_relative_to(Path.cwd()) else str(resolved)
 
 
-def _next_commands(name: str, recipe: Recipe, minutes: int) -> tuple[str, ...]:
+def next_commands(name: str, recipe: Recipe, minutes: int) -> tuple[str, ...]:
+    """Return commands to try after a training, without the name of the program."""
     if recipe.train.parent:
-        return (f"chat {name}", f"serve {name}", f"export {name} --to hf", f"start pairs.jsonl --from {name}")
+        return (f"chat {name}", f"serve {name}", f"export model {name} --to hf", f"start pairs.jsonl --from {name}")
     prompt = shlex.quote(recipe.sample.prompts[0]) if recipe.sample.prompts else '""'
     return (
         f"sample {name} {prompt}",

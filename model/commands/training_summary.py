@@ -1,4 +1,4 @@
-"""The report of a training at its end: losses, a verdict beside those of simple models, and the next commands."""
+"""What is printed at the end of a training: losses, a verdict against the baselines, and the next commands."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from model.runs.run import Result
     from pipeline.store.artifact import Artifact, BuildResult
 
-_NAMES = {
+BASELINE_NAMES = {
     "uniform": "random guesses",
     "unigram": "letter frequency",
     "bigram": "counting pairs",
     "zstd": "the compressor zstd",
     "ngram": "counting n-grams",
 }
-_EQUAL = 0.03  # relative difference of scores that are about the same
-_WORSE = 1.01  # times the best score: the last one shows that the model learned its text by heart
+_EQUAL = 0.03  # relative difference of scores that count as equal
+_WORSE = 1.01  # times the best score: a worse last score shows overfitting
 _PUNCTUATION = " \"'“”‘’「」『』，。、,.;:!?"
 
 
@@ -51,7 +51,7 @@ def training_outcome(built: BuildResult) -> Outcome:
 
 
 def verdict(result: Result) -> str:
-    """Compare the best bits per character with those of simple models, and say what would help; "" without any."""
+    """Compare the best bits per character with the baselines, and say what would help; "" without baselines."""
     bits, scores = result.best_bits_per_char, result.baselines
     if bits is None or not scores:
         return ""
@@ -60,9 +60,9 @@ def verdict(result: Result) -> str:
     beaten = [name for name, score in scores.items() if bits < score]
     best = min(equal or beaten, key=scores.__getitem__, default="uniform")
     relation = "about as good as" if equal else "better than" if beaten else "worse than"
-    text = f"{bits:.2f} bits per character, {relation} {_NAMES[best]} ({scores[best]:.2f})"
+    text = f"{bits:.2f} bits per character, {relation} {BASELINE_NAMES[best]} ({scores[best]:.2f})"
     if best != lowest:
-        text += f", not as good as {_NAMES[lowest]} ({scores[lowest]:.2f})"
+        text += f", not as good as {BASELINE_NAMES[lowest]} ({scores[lowest]:.2f})"
     if result.ended_early:
         return f"{text}; its validation loss rose, so more text helps, and longer training does not"
     if (result.bits_per_char or 0.0) > _WORSE * bits:

@@ -1,4 +1,4 @@
-"""Decide how to train on the inputs of a survey: the sections of a recipe, and the reason for each choice."""
+"""Choose how to train on the surveyed inputs: the sections of a recipe, and the reason for each choice."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.clean.report import sentencepiece_flags
 from pipeline.clean.report.sentencepiece_flags import LineStats
 from pipeline.runtime.ledger import DEFAULT_MAX_BAD
+from pipeline.runtime.terminal import counted
 from pipeline.start import survey as surveys
 from pipeline.start.survey import InputSummary, Survey
 from pipeline.tokens.stage import DEFAULT_VAL_FRACTION
@@ -30,7 +31,7 @@ Lines = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class InputOptions:
-    """Options by which the inputs are read, of [download] and [clean]."""
+    """Options of [download] and [clean] that decide how the inputs are read."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -39,11 +40,11 @@ class InputOptions:
     max_bad: float = DEFAULT_MAX_BAD
 
     def download(self) -> dict[str, Any]:
-        """Return the entries of [download] that are not the default."""
+        """Return the entries of [download] that differ from the default."""
         return {name: list(globs) for name in ("include", "exclude") if (globs := getattr(self, name))}
 
     def clean(self) -> dict[str, Any]:
-        """Return the entries of [clean] that are not the default."""
+        """Return the entries of [clean] that differ from the default."""
         values = {"encoding": self.encoding, "max_bad": self.max_bad, "text_fields": self.text_fields}
         return {name: value for name, value in values.items() if value != getattr(InputOptions(), name)}
 
@@ -51,7 +52,7 @@ class InputOptions:
 def recipe_sections(
     text: Survey, sources: Sequence[str], options: InputOptions, minutes: float, preset: str, settings: Any
 ) -> dict[str, Any]:
-    """Return the sections of the recipe for a survey, with the model that was chosen."""
+    """Return the sections of the recipe for a surveyed text and the chosen model."""
     train: dict[str, Any] = {"preset": preset, "minutes": minutes}
     if settings:
         train["set"] = dict(settings)
@@ -66,20 +67,20 @@ def recipe_sections(
 
 
 def count_tokens(text: Survey) -> int:
-    """Return about how many tokens of BPE the text has."""
+    """Estimate the number of BPE tokens of the training text."""
     per_token = _CHARACTERS_PER_TOKEN[0] * (1 - text.chinese) + _CHARACTERS_PER_TOKEN[1] * text.chinese
     return int((1 - DEFAULT_VAL_FRACTION) * text.characters / per_token)
 
 
 def vocab_size(text: Survey) -> int:
-    """Return the size of the vocabulary that suits the text, about that which its tokenizer will have."""
+    """Estimate the vocabulary size that `train-tokenizer` will choose for the text."""
     frequencies = Counter(text.sample)
     lines = LineStats(frequencies, text.sample.count("\n") + 1, 0, 0)
     return sentencepiece_flags.flags(lines).vocab_size
 
 
 def describe(text: Survey, vocabulary: int) -> Lines:
-    """Return the lines of the plan about the text, each a heading and what was chosen, with the reason."""
+    """Return the lines of the plan about the text: a heading each, and the choice with its reason."""
     inputs = ", ".join(_describe_input(entry) for entry in text.inputs)
     return [
         ("text", f"{inputs}; {_describe_scripts(text)}"),
@@ -94,7 +95,7 @@ def _describe_input(entry: InputSummary) -> str:
     formats = " and ".join(list(names)[:3])
     is_one = entry.files == 1
     files = "" if is_one else f" {entry.files:,} files ({formats})"
-    documents = f" {entry.documents:,} documents" if is_one and entry.documents > 1 else ""
+    documents = f" {counted(entry.documents, 'documents')}" if is_one and entry.documents > 1 else ""
     encodings = [name for name in entry.encodings if name not in ("utf-8", "ascii")]
     encoding = f" in {', '.join(encodings)}" if encodings else ""
     notes = f" ({'; '.join(dict.fromkeys(entry.notes))})" if entry.notes else ""

@@ -1,6 +1,6 @@
-"""The recipe of an artifact: the sections that build it, read from the manifests of its chain.
+"""The recipe of an artifact: the sections that would build it again, derived from the manifests of its chain.
 
-A manifest has no paths. Those of texts and tables come from the pins of the raw cache and from run.json.
+Manifests have no paths. The paths of texts and tables come from the pins of the raw cache and from run.json.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from pipeline.tokens.split import MARKED
 from pipeline.tokens.totals import has_many_unknown
 
 Sections = dict[str, dict[str, Any]]
-_KINDS = ("runs", "tokens", "corpora")  # in the order in which a bare name is looked for
+_KINDS = ("runs", "tokens", "corpora")  # in the order in which a bare name is searched
 _DATASET = re.compile(r"/datasets/([^/]+/[^/]+)/resolve/")
-_MOST_CANDIDATES = 64
+_MAX_CANDIDATES = 64
 
 
 @dataclass(frozen=True)
 class History:
-    """The name and the sections of a recipe; `notes` say what a recipe cannot express or what was not recorded."""
+    """Name and sections of a recipe. `notes` list what a recipe cannot express, and what was not recorded."""
 
     name: str
     sections: Sections
@@ -45,7 +45,10 @@ class History:
 
 @dataclass(frozen=True)
 class _Text:
-    """A file that was read: its name, e.g. `book/part/a.txt`, and if it is in the raw cache its source and its pin."""
+    """A file that was read. `name` is that in the manifest, such as `book/part/a.txt`.
+
+    `source` and `pin` are set if the file is in the raw cache.
+    """
 
     name: str
     path: str
@@ -67,7 +70,7 @@ class _Text:
 
 
 def find(root: Path, reference: str) -> Artifact:
-    """Return the artifact that `reference` names: KIND/NAME, or the run, tokens or corpus of that name."""
+    """Return the artifact that `reference` names: KIND/NAME, or else the run, the tokens or the corpus NAME."""
     kinds = [kind for kind in _KINDS if reference.startswith(f"{kind}/")]
     for kind in kinds or _KINDS:
         try:
@@ -78,8 +81,8 @@ def find(root: Path, reference: str) -> Artifact:
     raise InputMissing(f"{reference}: no artifact has this name", hint="`inkstone status` lists all artifacts")
 
 
-def of(root: Path, last: Artifact) -> History:
-    """Return the recipe of tokens or a corpus.
+def recipe_of(root: Path, last: Artifact) -> History:
+    """Return the recipe of tokens or of a corpus.
 
     Raises InputMissing if an artifact of its chain was deleted, BadConfig if no recipe can describe the chain.
     """
@@ -115,13 +118,13 @@ def _corpora(root: Path, last: Artifact) -> list[Artifact]:
     own_sources = {name.partition("/")[0] for name in texts}
     if any(name.startswith("corpora/") or name.partition("/")[0] not in own_sources for name in validation):
         raise BadConfig(
-            f"{last.ref} was validated on a text of its own, {validation[0]}, which no recipe can name",
+            f"{last.ref} has a separate validation text, {validation[0]}, which a recipe cannot name",
             hint=f"`inkstone recipe {texts[0]}` writes the recipe of the text that is trained on",
         )
     corpora = [artifact.read_ref(root, name) for name in texts if name.startswith("corpora/")]
     if corpora and len(corpora) < len(texts):
         raise BadConfig(
-            f"{last.ref} was made from corpora and from other files, which no recipe can do together",
+            f"{last.ref} was made from corpora and from other files, which a recipe cannot combine",
             hint=f"`inkstone recipe {corpora[0].ref}` writes the recipe of one corpus",
         )
     return corpora
@@ -148,9 +151,9 @@ def _texts(root: Path, last: Artifact) -> list[_Text]:
 def _download(
     root: Path, name: str, groups: list[list[_Text]], text_fields: tuple[str, ...]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return [download] and notes: the first of the possible sources whose files have the recorded names."""
+    """Return [download], with the first candidate source whose files have the recorded names, and notes."""
     recorded = [{text.name for text in group} for group in groups]
-    candidates = list(itertools.islice(_sources(groups), _MOST_CANDIDATES))
+    candidates = list(itertools.islice(_sources(groups), _MAX_CANDIDATES))
     notes = [
         f"the query of {text.origin} was not recorded" for group in groups for text in group if "/…" in text.origin
     ]
@@ -230,7 +233,7 @@ def _clean(corpora: list[Artifact]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _tokenizer(root: Path, last: Artifact, name: str, corpora: list[Artifact]) -> dict[str, Any]:
-    """Return [tokenizer]: how it was trained, or a ready one's name."""
+    """Return [tokenizer]: how the tokenizer was trained, or the name of a ready one."""
     used = next((entry.name for entry in last.manifest.inputs if entry.role == "tokenizer"), "")
     if used:
         trained = artifact.read_ref(root, used)
@@ -243,7 +246,7 @@ def _tokenizer(root: Path, last: Artifact, name: str, corpora: list[Artifact]) -
     ready = last.manifest.counts["tokenizer"]
     if ready not in ENCODINGS:
         raise BadConfig(
-            f"{last.ref} has the tokenizer {ready} of another program, whose file was not recorded",
+            f"{last.ref} has the foreign tokenizer {ready}, whose file was not recorded",
             hint="`inkstone recipe` of its corpus writes the rest; add [tokenizer] use = FILE to it",
         )
     return {"use": ready}

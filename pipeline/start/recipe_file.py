@@ -1,6 +1,6 @@
-"""Recipe files: the one that `start` writes, NAME.toml in the current folder, and the one of what was built.
+"""Recipe files: `start` writes NAME.toml in the current folder, `recipe` the recipe of what was built.
 
-People may edit them. More text is added to the file of `start` without changing anything else, comments included.
+Users may edit them. When `start` adds text, everything else in the file stays as it is, comments included.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def load(path: Path) -> Recipe:
     """Read a recipe that `start` wrote. Raises BadConfig if it was written by hand or is not a valid recipe."""
     if not path.read_text(encoding="utf-8", errors="replace").lstrip("\ufeff").startswith(_MARK):
         raise BadConfig(
-            f"{path.name} was not written by `start`, and is left as it is",
+            f"{path.name} was not written by `start`, so it is not changed",
             hint=f"choose another name with --name, or run `inkstone refresh {path.name}`",
         )
     return recipes.load(path)
@@ -70,11 +70,11 @@ def render(
 def extend(
     path: Path, sources: Sequence[str], minutes: float | None, values: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:
-    """Add sources to a recipe, and replace the minutes of training and the `values` of sections that are given."""
+    """Add sources to a recipe. Set the minutes of training and the `values` of sections, if given."""
     try:
         document = tomlkit.parse(path.read_bytes().decode("utf-8-sig"))  # line ends stay as they are
     except (TOMLKitError, UnicodeDecodeError) as error:
-        raise BadConfig(f"{path}: not TOML: {error}", hint="mend it, or choose another name with --name") from None
+        raise BadConfig(f"{path}: not TOML: {error}", hint="correct it, or choose another name with --name") from None
     if sources:
         download = document["download"]
         existing = download["source"]
@@ -94,9 +94,9 @@ def extend(
 
 
 def as_source(reference: str, folder: Path) -> str:
-    """Return an input as it is written in a recipe in `folder`: relative if it lies below, absolute elsewhere.
+    """Return an input as a recipe in `folder` refers to it: a relative path below that folder, else an absolute one.
 
-    Names of sources and URLs stay as they are.
+    Names of sources and URLs are returned unchanged.
     """
     path = Path(reference)
     if not path.exists():

@@ -1,7 +1,7 @@
-"""Look at inputs before anything is built: kinds of files, sizes, encodings, scripts, and a sample of the text.
+"""Survey inputs before anything is built: kinds of files, sizes, encodings, scripts, and a sample of the text.
 
-Only a part of a large input is read, so that the plan of hundreds of megabytes takes seconds; sizes in characters are
-then estimates.
+Of a large input only a part is read, so that hundreds of megabytes take seconds. Numbers of characters are then
+estimates.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _ANY_START = re.compile(r"^\s*(\S{2,12})", re.MULTILINE)
 class InputSummary:
     """One input that the user named. `characters` is an estimate unless the input was read to its end.
 
-    `notes` are what the readers say about it, such as the field that the text is taken from.
+    `notes` are remarks of the readers, such as the field that holds the text.
     """
 
     reference: str
@@ -98,7 +98,7 @@ def survey(
     summaries, texts = [], []
     budget = _READ // max(1, len(inputs))
     for reference, paths in inputs:
-        summary, text = _look_at(reference, paths, budget, encoding, text_fields)
+        summary, text = _survey_input(reference, paths, budget, encoding, text_fields)
         summaries.append(summary)
         texts.append(text)
     sample = "\n".join(texts)
@@ -108,7 +108,7 @@ def survey(
     return Survey(summaries, scripts, is_english, sample)
 
 
-def _look_at(
+def _survey_input(
     reference: str, paths: Sequence[Path], budget: int, encoding: str, text_fields: tuple[str, ...]
 ) -> tuple[InputSummary, str]:
     summary = InputSummary(reference, len(paths), sum(path.stat().st_size for path in paths))
@@ -132,9 +132,9 @@ def _look_at(
 def _read_sample(
     path: Path, limit: int, summary: InputSummary, encoding: str, text_fields: tuple[str, ...]
 ) -> tuple[str, int, int | None]:
-    """Return at most about `limit` characters of a file and the bytes of it that they took.
+    """Return up to about `limit` characters of a file, the number of bytes that they take in it, and of records.
 
-    The last value is the number of records that they come from, None for a text, which is one document of any length.
+    The number of records is None for a text file, which is one document however long it is.
     """
     size = 0
 
@@ -169,12 +169,12 @@ def _read_sample(
 
 
 def _share(size: int, text: str, limit: int) -> int:
-    """Return the bytes that the first `limit` characters of `text` took, of the `size` bytes of all of it."""
+    """Estimate the bytes of the first `limit` characters of a `text` that takes `size` bytes."""
     return int(size * min(1.0, limit / len(text))) if text else size
 
 
 def _until(texts: Iterator[str], limit: int) -> Iterator[str]:
-    """Yield texts until they have `limit` characters together."""
+    """Yield texts until their total is `limit` characters."""
     total = 0
     for text in texts:
         yield text
@@ -184,7 +184,7 @@ def _until(texts: Iterator[str], limit: int) -> Iterator[str]:
 
 
 def script_shares(text: str) -> dict[str, float]:
-    """Return the fraction of each script among the letters of a text, the largest first; at least 1 %."""
+    """Return the fraction of each script among the letters of a text, the largest first, without those below 1 %."""
     text = text[:: 1 + len(text) // _COUNTED]
     counts = {name: len(re.findall(f"[{ranges}]", text)) for name, ranges in _SCRIPTS}
     total = sum(counts.values())
@@ -193,9 +193,9 @@ def script_shares(text: str) -> dict[str, float]:
 
 
 def prompts(sample: str, count: int = 3) -> tuple[str, ...]:
-    """Return beginnings of paragraphs from all over the sample, to continue after the training.
+    """Return `count` beginnings of paragraphs from all parts of the sample, as prompts.
 
-    Two to four Chinese characters, or two or three words. Empty if the sample has no paragraph that begins with text.
+    Each has two to four Chinese characters, or two or three words. There are fewer if the sample has fewer paragraphs.
     """
     beginnings: list[str] = []
     is_chinese = script_shares(sample).get("Chinese", 0) >= 0.2

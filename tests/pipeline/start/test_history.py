@@ -80,7 +80,7 @@ def write_recipe(folder: Path, name: str, source: str, rest: str = CLEAN) -> Pat
 )
 def test_recipe_of_tokens_gives_the_same_keys(tmp_path: Path, project: Path, name: str, source: str) -> None:
     first = build(tmp_path / "first", write_recipe(project, name, source))
-    described = history.of(tmp_path / "first", history.find(tmp_path / "first", name))
+    described = history.recipe_of(tmp_path / "first", history.find(tmp_path / "first", name))
     assert (described.name, described.notes) == (name, ())
     copied = tmp_path / "copied.toml"
     copied.write_text(recipe_file.render(name, described.sections, HEADER, explain=True), encoding="utf-8")
@@ -90,7 +90,7 @@ def test_recipe_of_tokens_gives_the_same_keys(tmp_path: Path, project: Path, nam
 
 def test_recipe_explains_its_keys_and_leaves_defaults_out(tmp_path: Path, project: Path) -> None:
     build(tmp_path / "store", write_recipe(project, "book", '"novel.txt"'), through="clean")
-    described = history.of(tmp_path / "store", history.find(tmp_path / "store", "corpora/book"))
+    described = history.recipe_of(tmp_path / "store", history.find(tmp_path / "store", "corpora/book"))
     assert set(described.sections) == {"download", "clean"}
     assert set(described.sections["clean"]) == {"unit", "quotes", "variants", "notes", "max_bad"}
     text = recipe_file.render("book", described.sections, HEADER, explain=True)
@@ -104,7 +104,7 @@ def test_corpus_of_a_path_is_noted_and_its_recipe_runs(tmp_path: Path, project: 
     store = tmp_path / "store"
     gathered = inputs.gather_inputs(store, [str(project / "posts")], SilentProgress(), corpora=False)
     clean_stage.clean(store, "notes", gathered.files, CleanOptions(dedup="exact"), SilentProgress())
-    described = history.of(store, history.find(store, "notes"))
+    described = history.recipe_of(store, history.find(store, "notes"))
     assert described.sections == {
         "download": {"source": str(project / "posts")},
         "clean": {"unit": "chapter", "dedup": "exact"},
@@ -116,7 +116,7 @@ def test_corpus_of_a_path_is_noted_and_its_recipe_runs(tmp_path: Path, project: 
 def test_changed_source_is_noted(tmp_path: Path, project: Path) -> None:
     build(tmp_path / "store", write_recipe(project, "other", '"posts"'))
     os.rename(project / "posts" / "a.txt", project / "posts" / "c.txt")
-    described = history.of(tmp_path / "store", history.find(tmp_path / "store", "tokens/other"))
+    described = history.recipe_of(tmp_path / "store", history.find(tmp_path / "store", "tokens/other"))
     assert described.sections["download"] == {"source": str(project / "posts")}
     assert "its source has other files now" in described.notes[0]
 
@@ -131,7 +131,7 @@ def test_ready_tokenizer_and_raw_files_are_named(tmp_path: Path, project: Path) 
         '[tokenizer]\nuse = "trained"\n[tokenize]\nval_fraction = 0.5\nallow_unknown = true\n',
     )
     keys = build(store, path)
-    described = history.of(store, history.find(store, "raw"))
+    described = history.recipe_of(store, history.find(store, "raw"))
     assert described.sections == {
         "download": {"source": str(project / "posts")},
         "tokenizer": {"use": "trained"},
@@ -154,4 +154,4 @@ def test_unknown_artifact_and_mixed_cleaning_raise(tmp_path: Path, project: Path
     manifest = corpus.file("manifest.json")
     manifest.write_text(manifest.read_text(encoding="utf-8").replace('"corner"', '"curly"'), encoding="utf-8")
     with pytest.raises(BadConfig, match="were cleaned differently"):
-        history.of(store, tokens)
+        history.recipe_of(store, tokens)
