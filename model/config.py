@@ -18,7 +18,7 @@ from pipeline.errors import BadConfig
 GATE_WIDTH = 12  # input dimensions of an attention head's gate (modded-nanogpt)
 NORM_EPSILON = {"layer": 1e-5, "rms": 1e-6}
 # Left out of a key at their defaults, as in older keys.
-_UNLISTED = ("head_dim", "norm_epsilon", "deterministic", "patience", "ngram", "lora_rank", "beta", "replay")
+_UNLISTED = ("head_dim", "norm_epsilon", "deterministic", "patience", "ngram", "lora_rank", "beta", "replay", "epochs")
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class TrainConfig:
     """Configuration of a training run.
 
     Its settings are described in `SETTINGS`. A step takes `batch_size` sequences, in micro-batches that fit into
-    memory. The schedule ends after `steps`, or after `minutes` if that is set.
+    memory. The schedule ends after `steps`, or after `minutes` if that is set, or after `epochs` if that is earlier.
 
     The validation split is evaluated at the start, at the end and `evaluations` - 1 times in between. Evaluations are
     at least 10 steps apart; if `minutes` is set, there are fewer when they would take over a tenth of the time. But six
@@ -171,6 +171,7 @@ class TrainConfig:
     micro_batch: int = 0
     steps: int = 2000
     minutes: float = 0.0
+    epochs: float = 0.0
     optimizer: str = "adamw"
     learning_rate: float = 1e-3
     embedding_rate: float = 0.02

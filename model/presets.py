@@ -227,9 +227,11 @@ def get_preset(name: str) -> Preset:
 DEFAULT_MINUTES = 5.0  # of a training for which the user names neither preset nor length
 
 # Tokens a second that `small` trains on two CPU cores and, an unmeasured guess, on a GPU: they only decide the dropout.
-_CPU_RATE, _GPU_RATE = 4_000, 200_000
-_MIN_MINUTES = 1.0
-MAX_EPOCHS = 60  # of a training of default length: beyond that the validation loss of a short text only rises
+_CPU_RATE, _GPU_RATE = 5_500, 200_000
+# A chosen training ends after so many epochs, and then has this dropout: more of either is worse (benchmarks/NOTES.md).
+_EPOCHS, _LAST_DROPOUT = 8.0, 0.2
+_FASTER = 4  # times that a machine may be faster than estimated
+MAX_EPOCHS = 60  # of any training: beyond that the validation loss of a short text only rises
 _DROPOUTS = ((1.5, 0.0), (10, 0.1), (30, 0.2))  # up to so many epochs; 0.3 beyond
 _TUNED_VOCABULARY = 4_000
 _LARGE_VOCABULARY = 20_000  # ids: on a CPU the head of `small` then takes half of the time
@@ -238,7 +240,7 @@ _BYTES_PER_WEIGHT = 16  # weight, gradient and two moments in fp32 (estimate.wei
 
 @dataclass(frozen=True)
 class Choice:
-    """A preset for a text, the settings that differ from the preset's, the length in minutes, and why."""
+    """A preset for a text, the settings that differ from the preset's, the length in minutes at most, and why."""
 
     preset: str
     settings: Mapping[str, Any]
@@ -276,8 +278,8 @@ def choose(
 
     The network is always of the family "qwen3", so that it can be exported: `small`, or a smaller one for little text,
     or for less than two minutes on a CPU, or a larger one for more text and time. `device` is "cpu", "cuda" or "mps";
-    `memory` its free bytes, if known. The default length is 5 minutes, less for a text that would be repeated more than
-    60 times.
+    `memory` its free bytes, if known. The default length is 5 minutes. A training that may see its text more than 8
+    times ends after 8, however fast the machine turns out to be: more minutes would make the result worse.
     """
     is_gpu = device.startswith("cuda")
     length = DEFAULT_MINUTES if minutes is None else minutes
@@ -289,20 +291,18 @@ def choose(
     fitting = [size for size in sizes if memory is None or _weight_bytes(size, vocab_size) < memory / 2]
     size = (fitting or sizes[:1])[-1]
 
-    epochs_per_minute = 60 * _tokens_per_second(size, vocab_size, is_gpu) / max(tokens, 1)
-    if minutes is None:
-        length = max(round(min(length, MAX_EPOCHS / epochs_per_minute), 1), _MIN_MINUTES)
-    epochs = length * epochs_per_minute
-    dropout = dropout_for(epochs)
+    epochs = 60 * length * _tokens_per_second(size, vocab_size, is_gpu) / max(tokens, 1)
+    dropout = dropout_for(epochs) if epochs <= _EPOCHS else _LAST_DROPOUT
     block_size = min(size.model["block_size"], 1 << max((tokens // 8).bit_length() - 1, 0))
     settings = {**size.model, "block_size": block_size, "batch_size": size.batch_size, "dropout": dropout}
+    settings["epochs"] = _EPOCHS if _FASTER * epochs > _EPOCHS else 0.0
     preset = PRESETS["small"]
     settings = {
         name: value
         for name, value in settings.items()
         if value != getattr(preset.model if hasattr(preset.model, name) else preset.train, name)
     }
-    return Choice("small", settings, length, _reason(tokens, vocab_size, device, length, epochs, size))
+    return Choice("small", settings, length, _reason(tokens, vocab_size, device, length, epochs, dropout, size))
 
 
 def dropout_for(epochs: float) -> float:
@@ -324,11 +324,15 @@ def _tokens_per_second(size: _Size, vocab_size: int, is_gpu: bool) -> float:
     return (_GPU_RATE if is_gpu else _CPU_RATE) / cost
 
 
-def _reason(tokens: int, vocab_size: int, device: str, minutes: float, epochs: float, size: _Size) -> str:
+def _reason(
+    tokens: int, vocab_size: int, device: str, minutes: float, epochs: float, dropout: float, size: _Size
+) -> str:
     """Describe the text and the length; and the dropout and the size of the network where they are not `small`'s."""
-    times = f"{epochs:.1f}" if epochs < 10 else f"{epochs:,.0f}"
-    regularised = "" if (dropout := dropout_for(epochs)) == PRESETS["small"].model.dropout else f": dropout {dropout:g}"
-    parts = [f"{tokens:,} training tokens, about {times} epochs in {minutes:g} min on {device}{regularised}"]
+    regularised = "" if dropout == PRESETS["small"].model.dropout else f": dropout {dropout:g}"
+    length = f"about {epochs:.1f} epochs in {minutes:g}"
+    if epochs > _EPOCHS:
+        length = f"{_EPOCHS:g} epochs (more would overfit), about {minutes * _EPOCHS / epochs:.1f} of {minutes:g}"
+    parts = [f"{tokens:,} training tokens, {length} min on {device}{regularised}"]
     if size.model is not _SMALL:
         parts.append(f"{size.model['layers']} layers, {size.model['width']} wide")
         if not device.startswith("cuda") and vocab_size > _LARGE_VOCABULARY:

@@ -145,6 +145,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "steps": Setting("length of the training, unless `minutes` is set", Range(1, 99_999_999), "steps"),
     "minutes": Setting("length of the training by the clock; 0: by `steps`", Range(0.0, 1e7), "minutes"),
+    "epochs": Setting("passes over the text after which the training ends at the latest; 0: no limit", Range(0.0, 1e7)),
     "optimizer": Setting(
         "AdamW for all weights, or Muon (Jordan 2024) for matrices and AdamW for the others", ("adamw", "muon")
     ),

@@ -18,13 +18,18 @@ _ANNEAL_FRACTION = 0.1  # of the steps so far: enough to gain most of what a lon
 class LRSchedule:
     """Counts steps and seconds of training, and sets learning rates. `paused` stops the clock.
 
-    `broadcast` returns the main process's value, so that several processes follow one clock. `applied_factor` is the
+    `broadcast` returns the main process's value, so that several processes follow one clock. `step_epochs` is the part
+    of an epoch that a step takes, and `max_steps` what ends the schedule besides the clock. `applied_factor` is the
     factor that `apply` used last. `cooldown` is the first and the last step of an early end and the factor to start
     from, None if the schedule ends as planned.
     """
 
-    def __init__(self, config: TrainConfig, broadcast: Callable[[float], float] = float) -> None:
+    def __init__(
+        self, config: TrainConfig, broadcast: Callable[[float], float] = float, step_epochs: float = 0.0
+    ) -> None:
         self._config, self._broadcast = config, broadcast
+        by_epochs = config.epochs / step_epochs if config.epochs and step_epochs else math.inf
+        self.max_steps = min(math.inf if config.minutes else config.steps, by_epochs)
         self._resumed_at: float | None = None  # when the clock last started; None while it is stopped
         self.restore(step=0, seconds=0.0, applied_factor=0.0)
 
@@ -70,17 +75,16 @@ class LRSchedule:
         """Fraction of the schedule that has passed; 1 or more at its end."""
         if self.cooldown:
             return float(self.step >= self.cooldown[1])
-        if self._config.minutes:
-            return self._clock_progress
-        return self.step / self._config.steps
+        return max(self._clock_progress, self.step / self.max_steps)
 
     @property
     def seconds_left(self) -> float | None:
         """Seconds of training until the end, None before the first step."""
-        if self._config.minutes and not self.cooldown:
-            return max(60 * self._config.minutes - self.seconds, 0.0)
-        end = self.cooldown[1] if self.cooldown else self._config.steps
-        return self.seconds / self.step * max(end - self.step, 0) if self.step else None
+        end = self.cooldown[1] if self.cooldown else self.max_steps
+        by_steps = self.seconds / self.step * max(end - self.step, 0) if self.step else math.inf
+        by_clock = 60 * self._config.minutes - self.seconds if self._config.minutes and not self.cooldown else math.inf
+        left = min(by_steps, max(by_clock, 0.0))
+        return left if left < math.inf else None
 
     @property
     def finished(self) -> bool:

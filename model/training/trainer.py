@@ -125,7 +125,7 @@ class Trainer:
         newest = self.checkpointer.load_newest()
         self.learner = self._build_learner(newest[0] if newest else None)
         self.learner.model.ngrams = count_ngrams(self.store, model, report)
-        self.schedule = LRSchedule(self.config, world.broadcast)
+        self.schedule = LRSchedule(self.config, world.broadcast, self.sampler.epoch(1, self.config.batch_size))
         self.evaluator = Evaluator(task.validation, task.prompt, store.tokenizer, self.learner, self.schedule, world)
         self.baselines: Baselines | None = None
         self._log_timer = Every(_LOG_SECONDS)
@@ -200,8 +200,7 @@ class Trainer:
         seconds, compiling = trial.measure_step(
             self.learner,
             lambda rows: to_device(self.sampler.batch(0, rows), self.device),
-            self.store.tokenizer.end_of_text,
-            self.report,
+            *(self.store.tokenizer.end_of_text, self.report, self.schedule.max_steps),
             compiles=compiles and self._may_compile,
         )
         self.schedule.spend(compiling)

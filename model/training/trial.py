@@ -58,13 +58,20 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def measure_step(
-    learner: Learner, load: Callable[[int], Tensor], eos: int, report: Report, *, compiles: bool = False
+    learner: Learner,
+    load: Callable[[int], Tensor],
+    eos: int,
+    report: Report,
+    steps: float = math.inf,
+    *,
+    compiles: bool = False,
 ) -> tuple[float, float]:
     """Return the seconds of a step, by trial passes of a micro-batch, and those that were spent compiling.
 
     The learner falls back until a pass succeeds. `load` returns the ids (rows, T + 1) of that many sequences. With
-    `compiles` the network is compiled if the training would take longer than five minutes without, and if that makes it
-    faster. Raises BadConfig if the network cannot be compiled, or memory does not suffice, as the user wanted it.
+    `compiles` the network is compiled if the training, of at most `steps`, would take longer than five minutes without,
+    and if that makes it faster. Raises BadConfig if the network cannot be compiled, or memory does not suffice, as the
+    user wanted it.
     """
     start, is_compiled, world, config = time.monotonic(), learner.execution.compiled, learner.world, learner.config
     if is_compiled:
@@ -72,7 +79,7 @@ def measure_step(
     seconds = _step_seconds(learner, load, eos, report)
     if is_compiled:
         return seconds, time.monotonic() - start
-    total = 60 * config.minutes or config.steps * seconds
+    total = min(60 * config.minutes or config.steps * seconds, steps * seconds)
     if not compiles or world.broadcast(total) < _MIN_COMPILED:
         return seconds, 0.0
     eager, start = learner.execution, time.monotonic()

@@ -15,6 +15,7 @@ import torch
 
 from model import presets
 from model.config import GPTConfig, Preset, TrainConfig, override
+from model.device import ExecutionConfig
 from model.training import estimate
 from pipeline.errors import BadConfig
 from tests.support.faults import ROOT, assert_one_error, skip
@@ -39,6 +40,15 @@ LARGE: dict[str, Any] = {"layers": 48, "width": 4096, "heads": 32, "block_size":
 )
 def test_many_epochs_with_little_dropout_are_a_risk(epochs: float, dropout: float, text: str) -> None:
     assert estimate.overfitting_risk(GPTConfig(dropout=dropout), epochs) == text
+
+
+def test_plan_has_the_epochs_that_end_the_training_before_its_minutes() -> None:
+    """1,000 tokens in steps of 100 that take a second."""
+    preset = Preset("gpt2", "", GPTConfig(10, 10, 1, 1, 4), TrainConfig(batch_size=10, minutes=1.0, epochs=4.0))
+    plan = estimate.ExecutionPlan(ExecutionConfig("fp32", compiled=False, micro_batch=1), 0, 0)
+    lines = [estimate.plan_lines("", preset, tokens, plan, plan.execution, CPU, 1.0)[3] for tokens in (1_000, 2_000)]
+    assert lines[0].startswith("schedule  4 epochs, about 40 steps, 40 s, 4.0 epochs")
+    assert lines[1].startswith("schedule  1 minutes, about 60 steps, 3.0 epochs")
 
 
 def never(*arguments: object, **options: object) -> None:

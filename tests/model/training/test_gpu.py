@@ -215,6 +215,13 @@ def test_network_is_compiled_only_where_that_pays(
     assert len(reasons) == bool(line)
 
 
+def test_training_that_its_epochs_end_soon_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = small_learner(minutes=60.0)
+    compiler = Compiler(monkeypatch, learner, 1.0, 0.5)
+    assert trial.measure_step(learner, ids, 0, print, 299, compiles=True) == (1.0, 0.0)
+    assert compiler.attempts == 0
+
+
 def test_compiling_counts_towards_minutes_and_not_towards_steps() -> None:
     """A minute of two leaves half of the schedule."""
     for settings, progress in (({"minutes": 2.0}, 0.5), ({"steps": 10}, 0.0)):

@@ -21,12 +21,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.config import GPTConfig, TrainConfig
+from model.presets import get_preset
 from model.runs import checkpoint, plan, run
 from model.training import metrics, stage
+from model.training.dataloader import Sampler
 from model.training.evaluate import evaluate
 from model.training.learner import Learner
 from pipeline.errors import BadConfig, TryAgain
 from pipeline.tokens import counting
+from pipeline.tokens.store import open_store
 from tests.support.faults import assert_one_error
 from tests.support.tokenizing import run as run_tokenize
 from tests.support.tokenizing import some
@@ -227,7 +230,11 @@ class Clock:
         return wrapper
 
 
-def test_minutes_count_training_only_and_across_a_resume(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("steps", [30, 20])
+def test_minutes_count_training_only_and_across_a_resume(
+    steps: int, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a second a step; or the schedule ends after epochs that take 20 steps."""
     clock = Clock()
     for module in ("model.training.lr_schedule", "model.training.trainer", "model.training.evaluator"):
         monkeypatch.setattr(f"{module}.time", SimpleNamespace(monotonic=lambda: clock.now))
@@ -235,7 +242,9 @@ def test_minutes_count_training_only_and_across_a_resume(root: Path, monkeypatch
     monkeypatch.setattr("model.training.evaluator.evaluate", clock.slow(evaluate, 100))
     monkeypatch.setattr(checkpoint, "save", clock.slow(checkpoint.save, 50))
     tokens = counting.build(root).artifact
-    timed = plan.make_plan(tokens, "mini", name=NAME, minutes=0.5, settings={**SETTINGS, "evaluations": 1, "steps": 1})
+    sampler = Sampler(open_store(tokens).train, 16, 1, "random", "")
+    settings = {**SETTINGS, "evaluations": 1, "steps": 1, "epochs": 0.0 if steps == 30 else sampler.epoch(steps, 32)}
+    timed = plan.make_plan(tokens, "mini", name=NAME, minutes=0.5, settings=settings)
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "step", before_call(12, Learner.step, lambda: os.kill(os.getpid(), 15)))
         with pytest.raises(TryAgain, match="at step 12"):
@@ -243,9 +252,10 @@ def test_minutes_count_training_only_and_across_a_resume(root: Path, monkeypatch
     clock.now += 10_000  # between the two commands
     built = stage.train(root, timed, device="cpu", resume=True, report=lambda line: None).artifact
     result = run.read_result(built.path)
-    assert (result.steps, result.seconds) == (30, 30.0)
-    seconds = [row["seconds"] for row in metrics.read(built.file("metrics.csv"))]
-    assert (seconds[0], seconds[-1]) == ("0.00", "30.00")
+    assert (result.steps, result.seconds) == (steps, steps)
+    rows = metrics.read(built.file("metrics.csv"))
+    assert (rows[0]["seconds"], rows[-1]["seconds"]) == ("0.00", f"{steps}.00")
+    assert float(rows[-1]["learning_rate"]) < 0.15 * get_preset("mini").train.learning_rate
 
 
 # Settings that must not change the result
