@@ -34,7 +34,7 @@ class Family:
     activations    rows of values of that field (ours, transformers' names of it); the first name is written
     fixed_fields   transformers' config fields that must have one of some values; the first is written
     our_fields     our config fields with one value for the family
-    defaults       transformers' default of the activation, and of fixed fields if it is none of their values
+    defaults       transformers' default of the activation, and of fixed fields if it is not one of their values
     by_head        transformers stores the queries, keys and values of a head next to each other
     """
 
@@ -275,7 +275,7 @@ class TensorMapping:
     """One tensor of another program: its names there, and the names of ours that it concatenates along dimension 0.
 
     transposed  transformers stores its transpose, as GPT-2's Conv1D does
-    heads       transformers concatenates ours head by head, of which there are so many; 0: one after the other
+    heads       number of heads if transformers concatenates ours head by head; 0: one after the other
     """
 
     ours: tuple[str, ...]

@@ -77,7 +77,7 @@ class CheckpointFolder:
     def weights(self) -> dict[str, Tensor]:
         """Return our weights in fp32.
 
-        Raises BadData for a damaged file, for tensors that are no weights, or that do not fit the config.
+        Raises BadData for a damaged file, for tensors that are not weights, or do not fit the config.
         """
         tensors: dict[str, Tensor] = {}
         for path in self.files:

@@ -30,7 +30,7 @@ class _ModelArgs(msgspec.Struct, forbid_unknown_fields=True):
 def read_config(path: Path) -> GPTConfig:
     """Return the network of a ckpt.pt.
 
-    Raises BadData for a file that is none, and BadConfig for a network with options that GPTConfig does not have.
+    Raises BadData for a file that is not a ckpt.pt, BadConfig for a network with options that GPTConfig does not have.
     """
     content = _content(path)
     try:
@@ -57,7 +57,7 @@ def read_config(path: Path) -> GPTConfig:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a ckpt.pt by transformers' names. Raises BadData if it has others than tensors."""
+    """Return the tensors of a ckpt.pt by transformers' names. Raises BadData if a value is not a tensor."""
     tensors = require_tensors(_content(path)["model"], path)
     return {name.removeprefix(_COMPILED): tensor for name, tensor in tensors.items()}
 

@@ -43,7 +43,7 @@ def read_texts(path: Path) -> list[str]:
         )
     texts = [meta.itos[token] for token in range(meta.vocab_size)]
     if surrogates := _SURROGATE.findall("".join(texts)):
-        raise BadData(f"{path}: {surrogates[0]!r} is no character", hint="expected a meta.pkl of nanoGPT")
+        raise BadData(f"{path}: {surrogates[0]!r} is not a character", hint="expected a meta.pkl of nanoGPT")
     return texts
 
 

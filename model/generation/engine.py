@@ -128,7 +128,7 @@ def _overlap(text: str, stop: str) -> int:
 class Engine:
     """Generates up to `rows` sequences at a time. `active` are those that have not ended, in the order of their rows.
 
-    A prompt to score is not in a row before its first token: it is computed without the cache, beside others.
+    Prompts to score are computed together, without the cache. They get a row with their first token.
     Raises BadConfig if there is not enough memory for so many rows.
     """
 

@@ -136,7 +136,7 @@ def encode(tokenizer: Tokenizer, text: str, report: Report) -> list[int]:
 
 
 def _read_prompt_file(path: Path) -> bytes:
-    """The first bytes of a file, one more than a prompt may have. A named pipe, which may have no end, is refused."""
+    """The first bytes of a file, one more than a prompt may have. A named pipe is refused, since it may be endless."""
     if not path.exists() or path.is_dir():  # not is_file: it may be a pipe
         raise InputMissing(f"{path}: no such file", hint="check the path")
     if path.is_fifo() and path.parts[:2] not in (("/", "dev"), ("/", "proc")):  # those are of a shell: <(command)

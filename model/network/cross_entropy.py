@@ -40,7 +40,7 @@ def linear_cross_entropy(
 def token_losses(
     x: Tensor, weight: Tensor, targets: Tensor, softcap: float, bias: Tensor | None, weights: Tensor
 ) -> Tensor:
-    """Weighted cross entropy (N,) in nats of each target, for a loss that is no sum of them.
+    """Weighted cross entropy (N,) in nats of each target, for a loss that is not their sum.
 
     Otherwise as `linear_cross_entropy`. The backward pass computes the logits again.
     """

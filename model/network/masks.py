@@ -32,6 +32,6 @@ def packed_mask(positions: Tensor) -> Tensor:
 
 
 def _causal(documents: Tensor) -> Tensor:
-    """Causal mask (B, 1, T, T) within documents, of which each token (B, T) has the number."""
+    """Causal mask (B, 1, T, T) within documents; `documents` (B, T) has the document index of each token."""
     same_document = documents[:, None, :, None] == documents[:, None, None, :]
     return same_document & torch.ones(documents.shape[1:] * 2, dtype=torch.bool, device=documents.device).tril()

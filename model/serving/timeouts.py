@@ -1,6 +1,6 @@
 """Timeouts of idle and slow connections, and responses to clients that have finished sending.
 
-uvicorn's settings have none for a client that sends an incomplete request or never reads its response, so this is a
+uvicorn has no setting for a client that sends an incomplete request or never reads its response, so this is a
 subclass of its protocol. (hypercorn has a read timeout but no write timeout.) It also disconnects a client that shuts
 down its sending side, which RFC 9112 (9.6) allows.
 """

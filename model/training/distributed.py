@@ -303,7 +303,7 @@ def _on_cpu(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def copy_into(target: Tensor, source: Tensor) -> None:
-    """Copy a full tensor that all processes have into `target`, of which this one may hold a shard."""
+    """Copy a full tensor that all processes have into `target`, which may be sharded."""
     if isinstance(target, DTensor):
         source = local_part(source.to(target.device), target)
     target.copy_(source)

@@ -107,9 +107,9 @@ def _note(train: TrainConfig, execution: ExecutionConfig, device: torch.device) 
 def choose_together(
     model: GPTConfig, train: TrainConfig, rows: int, device: torch.device, world: World, store_bytes: int
 ) -> ExecutionPlan:
-    """Choose the execution of all processes, of which each has `store_bytes` of tokens on its device.
+    """Choose the execution of all processes. Each has `store_bytes` of tokens on its device.
 
-    They measure time and free memory on their own, so the main process decides, by the least memory.
+    They measure time and free memory on their own, so the main process decides, by the minimum of free memory.
     """
     available = world.least(devices.free_memory(device)) - store_bytes
     plan: ExecutionPlan = world.broadcast_object(

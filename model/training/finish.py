@@ -128,7 +128,7 @@ def copy_records(source: Path, target: Path) -> None:
 class Comparison:
     """Scores of the best checkpoints of a new run and of the current one on the same held-out text, answers or pairs.
 
-    They are in `unit`; less is better.
+    They are in `unit`; lower is better.
     """
 
     new: float

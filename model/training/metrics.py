@@ -76,7 +76,7 @@ class RunningSums:
     def totals(self, world: World) -> tuple[int, float, float]:
         """Return the number of steps and both sums; the loss is the mean over all processes. A collective.
 
-        A sum of finite numbers that is infinite in float32 is its largest number: JSON has no infinity.
+        A sum that overflows float32 becomes its largest number, since JSON has no infinity.
         """
         loss, norm = (min(float(total), _MAX_SUM) for total in (self.loss, self.norm))
         return self.steps, world.all_reduce_sum(loss) / world.size, norm

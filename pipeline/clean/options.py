@@ -92,10 +92,10 @@ class CleanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verse        keep verse within prose, put it on lines of its own, or drop it
     split        end sentences outside quotes only, or everywhere
     without      names of rules to switch off
-    min_chars    least characters of a document
+    min_chars    minimum number of characters of a document
     max_bytes    longest line of sentences.txt, in bytes
-    min_han      least fraction of Han among the letters of a document; by default 0.5 if `profile` names a Chinese one,
-                 otherwise no limit
+    min_han      minimum fraction of Han among the letters of a document; by default 0.5 if `profile` names a Chinese
+                 one, otherwise no limit
     dedup        drop documents equal to an earlier one, or nearly so
     preset       options that `moirai` sets together: a sentence per line, no quotes, common punctuation only
     max_bad      largest fraction of bad documents that is accepted

@@ -68,7 +68,7 @@ def identify(
     # File names are part of it, because each document names its source.
     decisive = options.identity() | {"stage": SCHEMA, "files": [entry.name for entry in inputs]}
     listed_titles = [titles.listed_title(entry.path) for entry in inputs]
-    if any(listed_titles):  # they stand in files that are no inputs
+    if any(listed_titles):  # they are in files that are not inputs
         decisive["titles"] = listed_titles
     if any(members := [entry.members for entry in inputs]):
         decisive["members"] = members

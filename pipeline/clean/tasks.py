@@ -28,7 +28,7 @@ from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Advance
 from pipeline.sources.inputs import InputFile
 
-TASK_CHARACTERS = 350_000  # least characters of a task: about a megabyte of Chinese
+TASK_CHARACTERS = 350_000  # minimum of a task: about a megabyte of Chinese
 MAX_LINE = 16 << 20  # characters after which a text without a line end is cut elsewhere
 _HEAD_CHARACTERS = 100_000  # of a text file, from which its profile is detected
 
@@ -151,7 +151,7 @@ class TaskReader:
             yield msgspec.structs.replace(self._batch_task(batch), roles=tuple(roles))
 
     def _refuse(self, record: documents.Document, reason: str) -> None:
-        """Reject a record, of which the characters of its JSON are counted."""
+        """Reject a record. The characters of its JSON are counted."""
         text = msgspec.json.encode(record.meta, enc_hook=str).decode()
         self.ledger.documents.record_dropped(reason, 1)
         self.ledger.characters.record_dropped(reason, len(text))

@@ -120,7 +120,7 @@ def train_tokenizer(
     click.option(
         "--allow-unknown",
         is_flag=True,
-        help="Accept a text of which more than 5 % of the characters are not in the vocabulary.",
+        help="Accept a text even if more than 5 % of its characters are not in the vocabulary.",
     ),
 )
 @option_group(

@@ -185,7 +185,7 @@ class _Pruning:
             return [PruneRow(self._ref(folder), False, 0, error.message)]
 
     def prune_reports(self) -> Iterator[PruneRow]:
-        """Delete the reports about artifacts of which none is left."""
+        """Delete the reports whose artifacts are all deleted."""
         for path in reports.paths(self.root):
             refs = page.refs_of(path.read_bytes())
             remaining = [ref for ref in refs if ref not in self.removed and (self.root / ref / MANIFEST).exists()]

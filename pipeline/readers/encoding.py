@@ -112,7 +112,7 @@ def decode_blocks(
 
 
 class _Blocks(Iterator[bytes]):
-    """The blocks of a file, of which the next one can be looked at."""
+    """Iterator over the blocks of a file that can peek at the next one."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks, self._next = blocks, b""

@@ -33,7 +33,7 @@ _SPACE = re.compile(r"[ \t\n\f\r]+")  # not U+3000 and U+00A0, which indent para
 _CHARSET = re.compile(rb"""<(?:meta|\?xml)\b[^>]*?\b(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
 _CHARSET_WINDOW = 1 << 12  # bytes
 _SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "big5": "cp950", "iso8859-1": "cp1252", "ascii": "cp1252"}
-# `<title/>` is an element without content in XHTML, and has no end in HTML
+# `<title/>` is an empty element in XHTML, but is not closed in HTML
 _SELF_CLOSED = re.compile(
     r"<(title|script|style|textarea|iframe|p|div|span|a|i|b|em|td|th|li|ul|h[1-6])\b([^<>]*)/>", re.I
 )

@@ -33,7 +33,7 @@ def read(content: Content, options: ReadOptions) -> Iterator[Document | Reject]:
         raise BadData(f"{content.label}: not JSON: {error}", hint="repair it, or save plain text as .txt") from None
     if entries and not any(isinstance(entry, dict | str) for entry in entries):
         raise BadData(
-            f"{content.label}: no field text: its values are no objects and no texts", hint="remove it from the input"
+            f"{content.label}: no field text: its values are neither objects nor texts", hint="remove it from the input"
         )
     rows = (Row(entry, line) for line, entry in enumerate(entries, start=1))
     yield from to_documents(rows, content.label, content.file, options)

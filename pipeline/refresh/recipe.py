@@ -86,12 +86,12 @@ class TokenizeSection(TokenizeOptions, frozen=True, forbid_unknown_fields=True):
     format         files to write: `memmap`, `hdf5` or `both`
     val_fraction   fraction to hold out; by default that of the generation before, 0.05, or 0 with a validation corpus
     val_split      hold out whole documents or stretches of them; `auto` does as the generation before, or chooses
-    allow_overlap  accept a validation corpus of which most is trained on too
-    allow_unknown  accept a text of which more than 5 % of the characters are not in the vocabulary
+    allow_overlap  accept a validation corpus even if most of it is trained on too
+    allow_unknown  accept a text even if more than 5 % of its characters are not in the vocabulary
     max_bad        largest fraction of bad documents that is accepted
     include_sets   sets of the Pile to take, e.g. `["Wikipedia (en)"]`
     exclude_sets   sets of the Pile to leave out
-    min_chars      least characters of a document
+    min_chars      minimum number of characters of a document
     max_documents  most documents to train on, and to validate on; 0 for all
     dedup          `exact` keeps the first of equal texts in input order, for about 110 bytes of memory per document
     text_fields    fields or columns that hold the text; by default `text`, or the one that dominates
@@ -254,7 +254,7 @@ def _training_errors(
     """Return the errors of the settings in [train] or of a tuning: of the preset, else of the entries that fit no
     others, else of all.
 
-    Settings that only fit together, such as width = 192 and heads = 3, are no error.
+    Settings that only fit together, such as width = 192 and heads = 3, are not an error.
     """
 
     def check(key: str, entries: dict[str, Any]) -> list[InkstoneError]:

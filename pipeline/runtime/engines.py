@@ -1,4 +1,4 @@
-"""The engines that `--engine` names: "local" is none, and the other is Ray (`ray_engine.py`)."""
+"""The engines that `--engine` can name: "local" means no engine, "ray" is Ray (`ray_engine.py`)."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def local_hashes(root: Path, paths: Sequence[Path], *, deep: bool = False) -> li
 def store_hashes(root: Path, hashed: Mapping[Path, tuple[Stamp, str]]) -> None:
     """Add hashes to the cache, each with the stamp that its file had before it was hashed.
 
-    A cache that cannot be written is no error: the files are hashed again.
+    If the cache cannot be written, the files are hashed again next time.
     """
     now = time.time_ns()
     updates = {

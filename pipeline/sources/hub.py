@@ -125,7 +125,7 @@ def fetch_listing(dataset: Dataset, network: Network) -> Listing:
     """Request the files of a dataset, all pages, at the commit that its revision has now.
 
     Raises RemoteGone if there is no such dataset or revision, NotPermitted if its terms must be accepted first,
-    TryAgain if the server cannot be reached, ProtocolBroken for an answer that is no listing.
+    TryAgain if the server cannot be reached, ProtocolBroken for an answer that is not a listing.
     """
     api = f"{dataset.endpoint}/api/datasets/{dataset.repository}"
     revision = quote(dataset.revision, safe="")

@@ -266,7 +266,7 @@ class _Search:
         return {"image": "an image", "video": "a video", "audio": "a recording"}.get(kind, f"a {suffix} file")
 
     def keep_texts(self, *, take_any_json: bool) -> None:
-        """Leave out the files whose content is no text; of JSON without a text field the user may name another."""
+        """Leave out the files whose content is not text. With `take_any_json`, JSON without a text field is kept."""
         for name in list(self.names):
             problem = detect_kind(self.folder / name).problem
             if binary.is_pointer(problem):

@@ -277,7 +277,7 @@ class Bucket:
 
 
 def _generic(where: str, text: str) -> InkstoneError:
-    """Return the error for an answer that obstore has no class for."""
+    """Return the error for an answer without an exception class of its own in obstore."""
     reason = " ".join(text.partition("Debug source")[0].split())
     status = re.search(r"status code: (\d{3})", reason)
     code = int(status[1]) if status else 0
@@ -327,7 +327,7 @@ def _local_folder(url: str) -> Path | None:
         return None
     if not url or "://" in url:
         raise BadConfig(
-            f"{url.partition('://')[0]!r} is no bucket: expected a URL or a folder",
+            f"{url.partition('://')[0]!r} is not a bucket: expected a URL or a folder",
             hint="s3://, gs://, az://, file:///FOLDER, or the path of a folder",
         )
     return Path(url).absolute()

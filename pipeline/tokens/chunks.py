@@ -22,8 +22,8 @@ from pipeline.readers.jsonl import MAX_LINE_BYTES, decode_field
 UNIT_BYTES = 256 << 20
 CHUNK_BYTES = 4 << 20
 LONG_LINE = 8 << 20
-PART_BYTES = 4 << 20  # least JSON that one part of a long text is decoded from
-MAX_UNBROKEN = 32 << 20  # most characters in a row without a boundary
+PART_BYTES = 4 << 20  # minimum of JSON from which a part of a long text is decoded
+MAX_UNBROKEN = 32 << 20  # maximum number of consecutive characters without a boundary
 _EXCERPT = 1 << 10
 
 

@@ -273,5 +273,5 @@ def _grouped(parts: Iterator[Part]) -> Iterator[tuple[Part, ...]]:
 
 
 def _part_characters() -> int:
-    """Return the least number of characters of a task; four escaped bytes of JSON or more may be one character."""
+    """Return the minimum number of characters of a task; four or more escaped bytes of JSON may be one character."""
     return chunks.PART_BYTES // 4

@@ -311,7 +311,7 @@ def _compare(
 
 
 def _encode_slowly(tokenizer: Tokenizer, row: _Row, text: str) -> list[int]:
-    """Return the ids of a row, of which `text` is the beginning that is compared, by the reference encoder."""
+    """Return the ids of a row by the reference encoder. `text` is the beginning of the row that is compared."""
     if isinstance(tokenizer, ChatTokenizer) and row.messages:
         return tokenizer.encode_messages(row.messages)
     return tokenizer.encode(text)

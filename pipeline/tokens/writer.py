@@ -185,7 +185,7 @@ class TokenWriter:
                 self._count_overlap(unit, [batch.digests[row] for row in firsts])
 
     def _add_differences(self, unit: OpenUnit, batch: Batch, keep: np.ndarray, start: int) -> None:
-        """Add the differences of the rows to keep, of which the first begins at id `start` of the segment."""
+        """Add the differences of the rows to keep. The first row begins at id `start` of the segment."""
         stops = start + np.cumsum(np.where(keep, batch.lengths, 0))
         for row, difference in batch.differences.items():
             if keep[row]:

@@ -109,7 +109,7 @@ def _count_ambiguous(text: str, scores: list[int]) -> int:
 def _scores(text: str) -> list[int]:
     """Return for each character 1, 0 or -1: how much better its second byte reads with the next character's first.
 
-    Symbols of one row of GBK side by side are a number or a word, and no evidence; three of them are none of damage.
+    Adjacent symbols of one row of GBK are a number or a word, which is no evidence of damage.
     """
     codes, is_common = _tables()
     rows = [codes.get(character, _NO_CODE) for character in text]

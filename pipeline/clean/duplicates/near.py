@@ -2,7 +2,7 @@
 
 A document is an exact duplicate if an earlier one has the same fingerprint, kept or not, and a near duplicate if an
 earlier *kept* one has an estimated similarity of at least THRESHOLD. So a document that resembles only a dropped one
-stays: in a chain of versions, each of which is similar to the one before, not all are lost.
+stays: in a chain of versions, each similar to the one before, not all are lost.
 
 Signatures are cut into BANDS bands. Two that differ in at most MAX_DIFFERENCES values, one fewer than there are bands,
 agree in at least one band, so candidates are those that agree in a band, and no pair at the threshold is missed:

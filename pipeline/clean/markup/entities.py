@@ -1,7 +1,7 @@
 """Character references of HTML in any text: `&nbsp;`, `&#8220;`, `&amp;lt;` become the characters they stand for.
 
-The rule runs before those that widen marks: `&nbsp；` is no reference. Names that HTML does not know, such as the gaiji
-`&KR0869;`, stay.
+The rule runs before those that widen marks: `&nbsp；` is not a reference. Names that HTML does not know, such as the
+gaiji `&KR0869;`, stay.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def drop_duplicates(
     report.near_pairs = duplicates.counts() if tasks[0].options.dedup == "near" else {}
     shown: dict[int, dict[str, Any]] = {}
     batches = workers.map_ordered(UniqueWorker(tasks[0].options), _batches(tasks, duplicates), jobs=jobs)
-    with closing(batches), progress.wait("writing the documents that are no duplicates"):
+    with closing(batches), progress.wait("writing the documents that are not duplicates"):
         for number, results in itertools.groupby(batches, key=lambda pair: pair[0].part):
             folder = _empty_folder(tasks[number].path(_UNIQUE)) if writes else None
             with PartWriter(tasks[number].options, folder) as writer:

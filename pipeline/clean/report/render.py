@@ -241,7 +241,7 @@ def _row(label: str, text: str) -> str:
 
 
 def _block(label: str, lines: Sequence[str]) -> list[str]:
-    """Return rows of which only the first has the label."""
+    """Return rows, only the first of which has the label."""
     return [_row("" if index else label, line) for index, line in enumerate(lines)]
 
 

@@ -311,7 +311,7 @@ class CleaningReport(msgspec.Struct, eq=False):
         self.orphan_quotes += other.orphan_quotes
 
     def add_examples(self, reason: str, examples: Sequence[dict[str, Any]]) -> None:
-        """Add documents dropped for a reason, of which the first few are kept."""
+        """Count documents dropped for a reason, and keep the first few as examples."""
         if examples:
             self.examples[reason] = [*self.examples.get(reason, []), *examples][:MAX_EXAMPLES]
 

@@ -136,7 +136,7 @@ def _is_rewritten(character: str) -> bool:
 
 
 def warnings(lines: LineStats) -> list[str]:
-    """Return the effects of SentencePiece's defaults on these lines, and the least vocabulary size.
+    """Return the effects of SentencePiece's defaults on these lines, and the minimum vocabulary size.
 
     They are part of report.json, so a change of their wording changes its bytes.
     """

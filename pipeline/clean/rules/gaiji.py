@@ -7,7 +7,7 @@
     U+E10E                 private use characters
 
 Each is replaced by what the user's maps say. A gaiji that no map contains is kept, replaced by □ or dropped. Words in
-brackets are no gaiji: {大笑} and [北京-上海] stay, see `_is_description`.
+brackets are not gaiji: {大笑} and [北京-上海] stay, see `_is_description`.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _is_description(notation: str) -> bool:
 
 
 def _is_usual(character: str) -> bool:
-    """Return True for the 3,755 Han of level 1 of GB 2312 and the 5,401 of Big5, except radicals that are no words."""
+    """Return True for the 3,755 Han of level 1 of GB 2312 and the 5,401 of Big5, except radicals that are not words."""
     levels = character.encode("gb2312", "ignore"), character.encode("big5", "ignore")
     is_frequent = any(first <= level[:1] <= last for level, (first, last) in zip(levels, _LEVEL_1, strict=True))
     return is_frequent and character not in _RADICALS

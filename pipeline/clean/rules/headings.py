@@ -52,7 +52,7 @@ _HEADING = lazy_pattern(
     (?= {_BLANK} | $ )""",
     re.VERBOSE,
 )
-# Headings only if their line is complete and is no sentence.
+# Headings only if their line is complete and is not a sentence.
 _WORDS = (
     "(?:[译譯编編代原]|[再初]版|作者)?(?:[后後]~[记記]|[前引]~言|[后後]?序言?)|尾~[声聲]|前~[记記]|引~子|序~[章幕曲]"
     "|[终終]~[章曲]|番~外篇?|[内內]容(?:[简簡]介|提要)|出版[说說]明|附~[录錄]|[上中下][册冊卷]"
@@ -78,7 +78,7 @@ _ORNAMENTED = lazy_pattern(
 )
 _MARKED = lazy_pattern(rf"{_BLANK}*(?:◎|\#+[ \t]|\*\*[ \t]|==)")
 _STOP = lazy_pattern("[，。！？：；、“”‘’「」…—]")
-_SENTENCE = lazy_pattern("[。“”「」]|…(?!…*$)|：[“‘「『]|[，、：；—]$")  # in a line, that it is no title
+_SENTENCE = lazy_pattern("[。“”「」]|…(?!…*$)|：[“‘「『]|[，、：；—]$")  # a line with this is not a title
 _QUOTATION = lazy_pattern("“[^“”。]{1,20}”|「[^「」。]{1,20}」")  # a title, if nothing follows
 _END_MARK = lazy_pattern("[（(]?[完终終毕畢竟][）)]?")  # 卷一 终
 _VERSE_OPENING = lazy_pattern(f"{_BLANK}([诗詩词詞]曰：?)$")

@@ -117,7 +117,7 @@ def parse_policies(options: Sequence[str]) -> dict[str, str]:
 
 
 def _active_policies(policies: Mapping[str, str]) -> Policies:
-    """Return the policies other than keep by class of brackets, checked and compiled."""
+    """Return the validated and compiled policies, except keep, by class of brackets."""
     active = {}
     for brackets, policy in policies.items():
         if brackets == footnotes.NAME:

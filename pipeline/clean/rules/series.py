@@ -55,7 +55,7 @@ NUMBER_OF_WORK = lazy_pattern(f"[A-Z]?(?:[0-9]+[.])*([0-9]+)[{BLANKS}]?《")
 
 
 def is_numbered(title: str) -> bool:
-    """Return True for the title of a chapter: sections inside of it are no chapters of the book."""
+    """Return True for the title of a chapter: sections inside of it are not chapters of the book."""
     return bool(_NUMBERED_TITLE.search(title))
 
 
@@ -164,7 +164,7 @@ def inline_headings(page: Utf16Text, lines: Lines, numbers: Ordinals) -> np.ndar
 
 
 def _runs(entries: list[tuple[int, int, bool]]) -> Iterator[list[tuple[int, int, bool]]]:
-    """Yield the runs of numbers that rise by one. A number inside a line that does not continue a run is no part."""
+    """Yield the runs of numbers that rise by one. A number inside a line that does not continue a run is left out."""
     run: list[tuple[int, int, bool]] = []
     for entry in entries:
         _, number, inside = entry
@@ -298,7 +298,7 @@ def _repeats(heading: Heading, first: Heading) -> bool:
 
 
 def _is_interrupted(page: Utf16Text, position: int) -> bool:
-    """Return True if a long line before this one is no complete sentence. A page number may be between."""
+    """Return True if a long line before this one is not a complete sentence. A page number may be between."""
     before = _PAGE_MARK.sub("", text_of(page, max(position - _MAX_PAGE_MARK, 0), position).rpartition(SEPARATOR)[2])
     line = before.rpartition("\n")[2]
     return len(line) >= _MIN_PRINT_LINE and line[-1] not in SENTENCE_ENDS + CLOSERS + ELLIPSIS
@@ -375,7 +375,7 @@ _NUMBERED_LINE = lazy_pattern(f"({NUMBER})[、．.] ?{_TEXT}[^，。！？：；
 def _missed_titles(
     page: Utf16Text, lines: Lines, spans: tuple[np.ndarray, np.ndarray]
 ) -> Iterator[tuple[int, int, str, int]]:
-    """Yield example, as start and end, pattern and number of lines that begin like `12《…》` and are no headings."""
+    """Yield example, as start and end, pattern and number of lines that begin like `12《…》` and are not headings."""
     at = positions_of(page, "《")
     at = at[is_one_of(units_at(page, at - 1), "0123456789 \u3000")]
     line = lines.at(at)

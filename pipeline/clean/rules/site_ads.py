@@ -43,7 +43,7 @@ LEFT = "left: "  # prefix of the counted ads that are not removed
 _MAX_LISTED = 20  # most frequent ads of a page that are counted one by one
 OTHERS = "other ads"
 _EXCERPT = 24  # characters of an ad in the report
-_LONG_LINE = 2000  # units: a longer line is a chapter, of which only the sentences with ads are looked at
+_LONG_LINE = 2000  # units: a longer line is a chapter: only its sentences with ads are examined
 _REACH = 300  # units around a word of an ad in a long line
 _LEAST_SHARE = 0.4  # of the letters of a sentence: with more of them in notices, all of it goes
 _MAX_SITE_NAME = 12  # letters beside an address that may be the name of the site
@@ -250,7 +250,7 @@ def _mask_addresses(folded: str) -> tuple[str, list[tuple[int, int]]]:
 
 
 def _mask_speech(folded: str, addresses: list[tuple[int, int]]) -> str:
-    """Return the text with what somebody says in quotes replaced, unless it holds an address: “求月票！” is no ad."""
+    """Return the text with quoted speech replaced, unless it holds an address: “求月票！” is not an ad."""
 
     def mask(match: re.Match[str]) -> str:
         has_address = any(match.start() < start < match.end() for start, _ in addresses)

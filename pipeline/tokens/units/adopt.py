@@ -64,7 +64,7 @@ def file_tasks(
     text_fields: tuple[str, ...],
     cores: int,
 ) -> list[FileTask]:
-    """Return the tasks of the files of which `reused` does not have all units."""
+    """Return the tasks of the files whose units are not all in `reused`."""
     complete = {record.file for record in reused if record.last}
     versions = versions_of(reuse.CODE, libraries)
     return [

@@ -193,7 +193,7 @@ def test_a_meta_file_proves_a_tokenizer_that_is_named(root: Path, tmp_path: Path
         (CHARACTERS, "€", BadConfig, "no token '€'"),
         ([END_OF_TEXT, " the", "a"], "", BadConfig, "several characters"),
         (["a", "b", "a"], "a", BadData, "two ids have the same text"),
-        (["a", "\ud800"], "a", BadData, r"'\\ud800' is no character"),
+        (["a", "\ud800"], "a", BadData, r"'\\ud800' is not a character"),
     ],
 )
 def test_a_meta_file_without_a_tokenizer_is_refused(
