@@ -10,7 +10,7 @@ import click
 from model.commands.options import CHECKPOINT
 from pipeline import errors
 from pipeline.commands.console import Choice, Command, Outcome, Settings
-from pipeline.commands.options import find_artifact, outcome_of
+from pipeline.commands.options import find_artifact, outcome_of, refuse_options
 from pipeline.runtime.terminal import counted
 
 if TYPE_CHECKING:
@@ -135,6 +135,8 @@ def export(
     for option, value, needed in (("--shard-tokens", shard_tokens, "tokens"), ("--quantize", quantize, "model")):
         if value and kind != needed:
             raise errors.BadConfig(f"{option} is for `export {needed}`, not for `export {kind}`", hint="leave it out")
+    if kind != "model":
+        refuse_options(f"is for `export model`, not for `export {kind}`", "checkpoint")
     source = find_artifact(settings, _ARTIFACTS[kind], reference)
     words = (source.manifest.name, "corpus" if kind == "corpus" else "", target_format, quantize)
     path = out or settings.root / "exports" / "-".join(filter(None, words))

@@ -8,6 +8,7 @@ import click
 
 from model.commands.options import DEVICE
 from pipeline.commands.console import Command, Outcome, Settings
+from pipeline.commands.options import refuse_options
 
 _EXPORTS = dict.fromkeys(("gpt2", "gpt_neox", "qwen3"), "transformers, GGUF") | {"fast": "transformers"}
 
@@ -36,6 +37,7 @@ def presets(settings: Settings, vocab_size: int, lists_settings: bool, device: s
       inkstone presets --vocab-size 50257
     """
     if lists_settings:
+        refuse_options("has no effect beside --settings", "vocab_size", "device")
         return _list_settings()
     from model.presets import PRESETS
 

@@ -6,7 +6,7 @@ Stages are imported inside the functions, so that `--help` answers at once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -17,10 +17,10 @@ from pipeline.commands.options import (
     INCLUDE,
     NETWORK,
     network_of,
+    refuse_options,
 )
 
-if TYPE_CHECKING:
-    pass
+_NOT_OF_TOKENIZERS = ("shards", "include", "exclude", "update_lock", "decompress", "jobs", "allow_shrink")
 
 
 @click.command(cls=Command, short_help="Download sources into the raw cache.")
@@ -95,6 +95,7 @@ def download(
 
     network = network_of(settings, **limits)
     if any(reference.startswith(downloads.TOKENIZER) for reference in references):
+        refuse_options("has no effect on the ranks of a tokenizer", *_NOT_OF_TOKENIZERS)
         return downloads.download_tokenizers(references, network, mirror, dry_run)
     sources = [
         catalogue.resolve_source(

@@ -13,7 +13,7 @@ import click
 
 from pipeline import errors
 from pipeline.commands.console import Choice, Command, Outcome, Settings
-from pipeline.commands.options import STAGES
+from pipeline.commands.options import STAGES, refuse_options
 
 if TYPE_CHECKING:
     from pipeline.maintenance.status import Publication
@@ -52,6 +52,7 @@ def status(settings: Settings, check: bool, max_age: str) -> Outcome:
     if check:
         result = status_report.check(settings.root, _hours(max_age))
         return Outcome("unchanged", path=settings.root, lines=[result.line], always=True, exit_code=result.code)
+    refuse_options("has no effect without --check", "max_age")
     rows, refreshes = status_report.status(settings.root), status_report.refreshes(settings.root)
     lines = [
         f"{row.ref:<48} {row.state:<10} {status_report.duration(row.age_hours * 3600):>23}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from pipeline import errors
 from pipeline.commands.console import Choice, Number, Outcome, Settings, option_group
@@ -101,6 +102,14 @@ NETWORK = option_group(
     ),
     click.option("--allow-shrink", is_flag=True, help="Accept files that became smaller upstream."),
 )
+
+
+def refuse_options(reason: str, *names: str) -> None:
+    """Raise BadConfig for `reason` if one of these parameters of the command was given, which would be ignored."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        if option.name in names and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE:
+            raise errors.BadConfig(f"{option.opts[-1]} {reason}", hint="leave it out")
 
 
 def worker_count(jobs: int) -> int:

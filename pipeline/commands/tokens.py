@@ -22,6 +22,7 @@ from pipeline.commands.options import (
     find_artifact,
     name_of,
     outcome_of,
+    refuse_options,
     worker_count,
 )
 from pipeline.runtime.terminal import counted
@@ -336,6 +337,7 @@ def inspect(settings: Settings, kind: str, reference: str, index: int | None, sp
         return Outcome(
             "unchanged", tokens.ref, tokens.path, extra={"location": asdict(location)}, lines=lines, always=True
         )
+    refuse_options("has no effect without --locate", "split")
     summary = locate.summarize(tokens)
     return Outcome(
         "unchanged",
