@@ -134,9 +134,9 @@ def _ignored(present: Mapping[str, Any], kind: type[SamplingFields]) -> list[str
     for message in present.get("messages", ()):
         names += [f"messages.{name}" for name, value in message.items() if value and name not in ("role", "content")]
     unique = list(dict.fromkeys(name[:_MAX_NAME] for name in names))
-    rest = len(unique) - _MAX_WARNINGS
+    omitted = len(unique) - _MAX_WARNINGS
     warnings = [f"{name}: unknown field, ignored" for name in unique[:_MAX_WARNINGS]]
-    return warnings + [f"{counted(rest, 'more unknown fields')}, ignored"] * (rest > 0)
+    return warnings + [f"{counted(omitted, 'more unknown fields')}, ignored"] * (omitted > 0)
 
 
 @dataclass(frozen=True)

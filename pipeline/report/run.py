@@ -164,9 +164,9 @@ class RunNumbers:
 
 def duration(seconds: float) -> str:
     """Return a duration such as 0:42, 12:05 or 3:20:00."""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours:,}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours:,}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def whole(value: float | None) -> int | float | None:

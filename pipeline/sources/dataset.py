@@ -122,8 +122,8 @@ class Dataset:
         total = humanize.naturalsize(sum(file.size for file in files))
         line = f"{self}: {counted(len(files), 'files')}, {total}"
         fetched = {file.path for file in files}
-        rest = [file for file in listing.files if file.path not in fetched and self.is_chosen(file.path)]
-        if left_out := [f"{len(group):,} {name}" for name, group in _by_format(rest) if group]:
+        unfetched = [file for file in listing.files if file.path not in fetched and self.is_chosen(file.path)]
+        if left_out := [f"{len(group):,} {name}" for name, group in _by_format(unfetched) if group]:
             line += f"; left out: {', '.join(left_out)} files (--include chooses)"
         return line
 

@@ -156,10 +156,10 @@ def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
             if not by_space[space]:
                 del by_space[space], spaces[index]
         rows[row].append(item)
-        if (rest := space - length) not in by_space:
-            by_space[rest] = []
-            bisect.insort(spaces, rest)
-        by_space[rest].append(row)
+        if (remaining := space - length) not in by_space:
+            by_space[remaining] = []
+            bisect.insort(spaces, remaining)
+        by_space[remaining].append(row)
     return rows
 
 
