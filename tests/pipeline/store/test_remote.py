@@ -177,7 +177,7 @@ def test_pull_of_a_url_alone_lists_the_generations(url: str, tmp_path: Path, cap
     assert "`pull URL` lists what is there" in capfd.readouterr().err
 
 
-def test_bucket_that_is_named_as_a_folder_of_artifacts_is_told_by_its_url(tmp_path: Path) -> None:
+def test_error_names_the_url_of_a_bucket_used_as_a_folder_of_artifacts(tmp_path: Path) -> None:
     bucket = tmp_path / "bucket"
     remote.push(Bucket(str(bucket)), built(tmp_path / "a").path, promote=True)
     with pytest.raises(errors.BadConfig, match="made by `push`") as raised:
