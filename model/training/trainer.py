@@ -37,6 +37,7 @@ from pipeline.runtime import signals
 from pipeline.store import artifact, files
 from pipeline.tokens.store import open_store
 
+_RESUMING = "resuming from step {:,} of an unfinished run"
 _LOG_SECONDS = 10.0
 _MAX_BAD_STEPS, _MAX_ROLLBACKS = 3, 2  # bad steps in a row
 ANNEALED = "annealed"  # in the scratch folder of the draft
@@ -145,8 +146,8 @@ class Trainer:
         counts = count_tokens(self.store, model.vocab_size) if model.head_bias else None
         return Learner(model, self.config, self.device, execution, len(self.rows), self.world, counts, tuning)
 
-    def _restore(self, saved: tuple[TrainState, CheckpointTensors] | None) -> None:
-        """Restore from a checkpoint; without one, from the parent run or from fresh weights."""
+    def _restore(self, saved: tuple[TrainState, CheckpointTensors] | None, message: str = _RESUMING) -> None:
+        """Restore from a checkpoint; without one, from the parent run or from fresh weights. Report with its step."""
         if saved:
             state, tensors = saved
             self.learner.load(tensors)
@@ -154,7 +155,7 @@ class Trainer:
             self.ended_early = state.ended_early
             self.skipped, self.rollbacks, self.evaluator.count = state.skipped, state.rollbacks, state.evaluations
             self.sums = RunningSums.on(self.device, *state.since_row)
-            self.report(f"resuming from step {state.step:,} of an unfinished run")
+            self.report(message.format(state.step))
         else:
             self.schedule.restore(step=0, seconds=0.0, applied_factor=0.0)
             self.skipped = self.rollbacks = self.evaluator.count = 0
@@ -286,7 +287,7 @@ class Trainer:
         self.report(f"warning: {culprit} is not finite at step {step:,}: rolling back")
         self.metrics.event("rolled back", step=step, cause=culprit)
         self.loader.close()
-        self._restore(self.checkpointer.load_newest())
+        self._restore(self.checkpointer.load_newest(), "back at step {:,}")
         self.metrics.back_to(self.checkpointer.saved_step)
         self.rollbacks, self.skipped = rollbacks, data_step - self._first_data_step - self.schedule.step
         self._load_batches()
@@ -306,7 +307,7 @@ class Trainer:
         self.loader.close()
         best = self.checkpointer.load_newest(best_only=True)
         assert best, "the best step has a checkpoint"
-        self._restore(best)
+        self._restore(best, "back at step {:,}, the best checkpoint")
         if not self.schedule.annealing:
             self.schedule.anneal()
             self.ended_early = reason
