@@ -97,7 +97,7 @@ def clean(
 
     folder = artifacts_folder(root)
     references = [str(reference) for reference in inputs]
-    chosen, open_engine = CleanOptions(**options), engine_named(engine, 1)
+    settings, open_engine = CleanOptions(**options), engine_named(engine, 1)
     gathered = gather_inputs(
         folder,
         references,
@@ -105,11 +105,11 @@ def clean(
         corpora=False,
         include=include,
         exclude=exclude,
-        text_fields=chosen.record_fields,
+        text_fields=settings.record_fields,
     )
-    held_out = stage.held_out_files(folder, chosen)
+    held_out = stage.held_out_files(folder, settings)
     built = stage.clean(
-        folder, check_name(name), gathered.files, chosen, Progress(), held_out=held_out, open_engine=open_engine
+        folder, check_name(name), gathered.files, settings, Progress(), held_out=held_out, open_engine=open_engine
     )
     return built.artifact
 
@@ -162,13 +162,13 @@ def tokenize(
     from pipeline.tokens.options import TokenizeOptions
 
     folder = artifacts_folder(root)
-    chosen, open_engine = TokenizeOptions(layout, **options), engine_named(engine, jobs)
+    settings, open_engine = TokenizeOptions(layout, **options), engine_named(engine, jobs)
     references = [str(corpus) for corpus in corpora]
     inputs = stage.gather_inputs(
-        folder, references, list(val), text_fields=chosen.text_fields, allow_overlap=chosen.allow_overlap
+        folder, references, list(val), text_fields=settings.text_fields, allow_overlap=settings.allow_overlap
     )
     opened, trained = loading.find(folder, tokenizer or name, end_of_text=end_of_text)
     built = stage.tokenize(
-        folder, check_name(name), inputs, opened, trained, chosen, Progress(), jobs=jobs, open_engine=open_engine
+        folder, check_name(name), inputs, opened, trained, settings, Progress(), jobs=jobs, open_engine=open_engine
     )
     return store.open_store(built.artifact)

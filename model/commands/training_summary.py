@@ -1,4 +1,4 @@
-"""What is printed at the end of a training: losses, a verdict against the baselines, and the next commands."""
+"""The lines at the end of a training: losses, a verdict against the baselines, and the next commands."""
 
 from __future__ import annotations
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _INK, _WASH, _SEAL, _GREY = "#1d2530", "#8fa3b8", "#b3312c", "#666666"
 _LABEL_HEIGHT, _LABEL_WIDTH = 0.04, 0.17  # of the height, and of the width: that of the longest label
+# Of Linux, macOS and Windows; matplotlib's own font has no Chinese characters.
+_CHINESE_FONTS = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "PingFang SC", "Hiragino Sans GB")
+_CHINESE_FONTS += ("Heiti SC", "Microsoft YaHei", "SimHei", "Noto Serif CJK SC", "Arial Unicode MS")
 _MAX_LOSS = 1.15  # times ln V: a higher loss, before the first step, would squeeze the rest of the curve
 
 Points = list[tuple[int, float]]
@@ -55,12 +58,29 @@ def draw(metrics: Path, folder: Path, title: str, baselines: Baselines | None = 
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.15)
     axes.set(xlabel="step", ylabel=f"loss, nats per {unit}")
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(_drawable(title), loc="left", fontsize=11, fontfamily=_font_families())
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
 
     figure.savefig(folder / "loss.png", dpi=130)
     with matplotlib.rc_context({"svg.hashsalt": "inkstone"}):  # without it, ids in the file are random
         figure.savefig(folder / "loss.svg", metadata={"Date": None})
+
+
+def _font_families() -> list[str]:
+    """Return matplotlib's own font, and those that this machine has for the Chinese characters that it lacks."""
+    from matplotlib import font_manager
+
+    installed = set(font_manager.get_font_names())
+    return ["DejaVu Sans", *(name for name in _CHINESE_FONTS if name in installed)]
+
+
+def _drawable(title: str) -> str:
+    """Replace what no font of `_font_families` draws by "?", instead of a warning for each character."""
+    from matplotlib import font_manager
+
+    paths = [font_manager.findfont(family) for family in _font_families()]
+    known = [font_manager.get_font(path).get_charmap() for path in paths]
+    return "".join(char if char == "\n" or any(ord(char) in chars for chars in known) else "?" for char in title)
 
 
 def _points(rows: list[dict[str, str]], column: str) -> Points:

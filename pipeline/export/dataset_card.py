@@ -19,7 +19,7 @@ def text(corpus: Artifact) -> str:
     manifest = corpus.manifest
     rows = "\n".join(f"| {source} | {files:,} | {licence} |" for source, files, licence in _sources(corpus))
     digests = "\n".join(f"| {_cell(entry.name)} | `{entry.digest}` |" for entry in manifest.inputs[:_LISTED])
-    more = f"\nand {len(manifest.inputs) - _LISTED:,} more\n" if len(manifest.inputs) > _LISTED else ""
+    ellipsis = f"\nand {len(manifest.inputs) - _LISTED:,} more\n" if len(manifest.inputs) > _LISTED else ""
     return f"""---
 configs:
 - config_name: default
@@ -49,7 +49,7 @@ All columns are strings, "" where a document has no such field.
 | input | sha256 |
 |---|---|
 {digests}
-{more}"""
+{ellipsis}"""
 
 
 def _sources(corpus: Artifact) -> Iterator[tuple[str, int, str]]:

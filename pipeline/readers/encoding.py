@@ -323,9 +323,9 @@ def _detect_unmarked(head: bytes, is_complete: bool, offset: int) -> str:
 
 def _invalid_bytes(stats: EncodingStats, requested: str) -> BadData:
     """Return the error for a text with too many bytes that are invalid in its encoding."""
-    more = f", and {stats.errors - 1:,} more" if stats.errors > 1 else ""
+    count = f", and {stats.errors - 1:,} more" if stats.errors > 1 else ""
     return BadData(
-        f"not {stats.encoding} text: byte {stats.error_byte:#04x} at offset {stats.error_offset:,}{more}",
+        f"not {stats.encoding} text: byte {stats.error_byte:#04x} at offset {stats.error_offset:,}{count}",
         hint=f"the text before it is {stats.encoding}: repair the file there, or pass another --encoding"
         if requested == AUTO
         else "leave out --encoding, pass the right one (gb18030, big5, utf-16), or check that the file is text",

@@ -72,9 +72,9 @@ def is_lost(root: Path, reference: str, recipe: str) -> bool:
 
 def lost_error(lost: Mapping[str, str]) -> UpstreamChanged:
     """Return the error for files that lost text: it names the first, and counts the others."""
-    more = f", and {len(lost) - 1:,} more" if len(lost) > 1 else ""
+    count = f", and {len(lost) - 1:,} more" if len(lost) > 1 else ""
     return UpstreamChanged(
-        f"{next(iter(lost.values()))}{more}; the old copy is kept",
+        f"{next(iter(lost.values()))}{count}; the old copy is kept",
         hint="put it back, or accept the loss: run `refresh` or `download` once with --allow-shrink",
     )
 

@@ -49,16 +49,16 @@ def fetch_objects(
     objects = _list(bucket, pattern)
     if isinstance(objects, Object):
         return {_checked(_copy(root, bucket, objects, progress)): objects.name.rpartition("/")[2]}
-    chosen = {}
+    entries = {}
     for name, entry in sorted(objects.items(), key=lambda item: natural_key(item[0])):
         reason = _reason(name, entry, include, exclude)
         if not reason:
-            chosen[name] = entry
+            entries[name] = entry
         elif left_out is not None:
             left_out.append(LeftOut(name, reason))
-    if not chosen:
+    if not entries:
         raise InputMissing(f"{url}: no object to read there", hint="check the URL, --include and --exclude")
-    return {_copy(root, bucket, entry, progress): name for name, entry in chosen.items()}
+    return {_copy(root, bucket, entry, progress): name for name, entry in entries.items()}
 
 
 def _list(bucket: Bucket, pattern: str) -> Object | dict[str, Object]:

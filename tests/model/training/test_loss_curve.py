@@ -6,10 +6,12 @@ import csv
 import dataclasses
 import itertools
 import re
+import warnings
 from pathlib import Path
 
 import pytest
 
+from model.training import loss_curve
 from model.training.baselines import Baselines
 from model.training.loss_curve import draw
 from model.training.metrics import COLUMNS
@@ -50,6 +52,16 @@ def test_lines_and_best_step_are_labelled_with_their_losses(metrics: Path, tmp_p
     expected = {"a run", "uniform, ln V 8.31", "unigram 6.41", "bigram 4.88", "zstd -19 5.99", "n-grams 4.50"}
     expected |= {"bits per character", "best: 4.500 nats per token, 4.502 bits per character, step 2,000"}
     assert expected <= labels_in(tmp_path)
+
+
+@pytest.mark.parametrize("fonts", [(), loss_curve._CHINESE_FONTS])
+def test_title_in_any_script_is_drawn_without_a_warning(
+    metrics: Path, tmp_path: Path, fonts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss_curve, "_CHINESE_FONTS", fonts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss_curve.draw(metrics, tmp_path, "微信聊天记录 \U0001f642 नमस्ते (small)\nsecond line")
 
 
 def test_same_metrics_give_the_same_bytes(metrics: Path, tmp_path: Path) -> None:
