@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 _INK, _WASH, _SEAL, _GREY = "#1d2530", "#8fa3b8", "#b3312c", "#666666"
 _LABEL_HEIGHT, _LABEL_WIDTH = 0.04, 0.17  # of the height, and of the width: that of the longest label
 # Of Linux, macOS and Windows; matplotlib's own font has no Chinese characters.
-_CHINESE_FONTS = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "PingFang SC", "Hiragino Sans GB")
-_CHINESE_FONTS += ("Heiti SC", "Microsoft YaHei", "SimHei", "Noto Serif CJK SC", "Arial Unicode MS")
+_CHINESE_FONTS: tuple[str, ...] = (
+    *("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "PingFang SC", "Hiragino Sans GB"),
+    *("Heiti SC", "Microsoft YaHei", "SimHei", "Noto Serif CJK SC", "Arial Unicode MS"),
+)
 _MAX_LOSS = 1.15  # times ln V: a higher loss, before the first step, would squeeze the rest of the curve
 
 Points = list[tuple[int, float]]
@@ -59,7 +61,7 @@ def draw(metrics: Path, folder: Path, title: str, baselines: Baselines | None = 
     axes.grid(axis="y", alpha=0.15)
     axes.set(xlabel="step", ylabel=f"loss, nats per {unit}")
     axes.set_title(_drawable(title), loc="left", fontsize=11, fontfamily=_font_families())
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
 
     figure.savefig(folder / "loss.png", dpi=130)
     with matplotlib.rc_context({"svg.hashsalt": "inkstone"}):  # without it, ids in the file are random
