@@ -295,14 +295,14 @@ def choose(
     dropout = dropout_for(epochs) if epochs <= _EPOCHS else _LAST_DROPOUT
     block_size = min(size.model["block_size"], 1 << max((tokens // 8).bit_length() - 1, 0))
     settings = {**size.model, "block_size": block_size, "batch_size": size.batch_size, "dropout": dropout}
-    settings["epochs"] = _EPOCHS if _FASTER * epochs > _EPOCHS else 0.0
+    settings["epochs"] = limit = _EPOCHS if _FASTER * epochs > _EPOCHS else 0.0
     preset = PRESETS["small"]
     settings = {
         name: value
         for name, value in settings.items()
         if value != getattr(preset.model if hasattr(preset.model, name) else preset.train, name)
     }
-    return Choice("small", settings, length, _reason(tokens, vocab_size, device, length, epochs, dropout, size))
+    return Choice("small", settings, length, _reason(tokens, vocab_size, device, bool(limit), dropout, size))
 
 
 def dropout_for(epochs: float) -> float:
@@ -324,15 +324,15 @@ def _tokens_per_second(size: _Size, vocab_size: int, is_gpu: bool) -> float:
     return (_GPU_RATE if is_gpu else _CPU_RATE) / cost
 
 
-def _reason(
-    tokens: int, vocab_size: int, device: str, minutes: float, epochs: float, dropout: float, size: _Size
-) -> str:
-    """Describe the text and the length; and the dropout and the size of the network where they are not `small`'s."""
-    regularised = "" if dropout == PRESETS["small"].model.dropout else f": dropout {dropout:g}"
-    length = f"about {epochs:.1f} epochs in {minutes:g}"
-    if epochs > _EPOCHS:
-        length = f"{_EPOCHS:g} epochs (more would overfit), about {minutes * _EPOCHS / epochs:.1f} of {minutes:g}"
-    parts = [f"{tokens:,} training tokens, {length} min on {device}{regularised}"]
+def _reason(tokens: int, vocab_size: int, device: str, is_limited: bool, dropout: float, size: _Size) -> str:
+    """Describe the text and what was chosen for it, where it differs from `small`.
+
+    The speed of the machine is not known yet: how long the training takes is said once it is measured (estimate.py).
+    """
+    length = f", at most {_EPOCHS:g} epochs (more would overfit)" if is_limited else ""
+    parts = [f"{tokens:,} training tokens{length}"]
+    if dropout != PRESETS["small"].model.dropout:
+        parts.append(f"dropout {dropout:g}")
     if size.model is not _SMALL:
         parts.append(f"{size.model['layers']} layers, {size.model['width']} wide")
         if not device.startswith("cuda") and vocab_size > _LARGE_VOCABULARY:

@@ -228,11 +228,11 @@ def plan_lines(
     step_tokens = train.batch_size * model.block_size
     epoch_steps, rate = train_tokens / step_tokens, step_tokens / seconds
     precision = f"{'bfloat16' if execution.precision == 'bf16' else 'fp32'}{', compiled' if execution.compiled else ''}"
-    steps = int(max(train.minutes * 60 - compiling, 0) / seconds) if train.minutes else train.steps
+    steps = max(int((train.minutes * 60 - compiling) / seconds), 1) if train.minutes else train.steps
     by_epochs = math.ceil(train.epochs * epoch_steps) or steps
     epochs = min(steps, by_epochs) * step_tokens / max(train_tokens, 1)
     if by_epochs < steps:
-        length = f"{train.epochs:g} epochs, about {by_epochs:,} steps, {_format_seconds(by_epochs * seconds)}"
+        length = f"{train.epochs:g} epochs, about {counted(by_epochs, 'steps')}, {_format_seconds(by_epochs * seconds)}"
     elif train.minutes:
         compilation = f", {compiling:.0f} s of them for compiling" if compiling >= 1 else ""
         length = f"{counted(train.minutes, 'minutes')}{compilation}, about {counted(steps, 'steps')}"

@@ -48,7 +48,9 @@ def test_plan_has_the_epochs_that_end_the_training_before_its_minutes() -> None:
     plan = estimate.ExecutionPlan(ExecutionConfig("fp32", compiled=False, micro_batch=1), 0, 0)
     lines = [estimate.plan_lines("", preset, tokens, plan, plan.execution, CPU, 1.0)[3] for tokens in (1_000, 2_000)]
     assert lines[0].startswith("schedule  4 epochs, about 40 steps, 40 s, 4.0 epochs")
-    assert lines[1].startswith("schedule  1 minutes, about 60 steps, 3.0 epochs")
+    assert lines[1].startswith("schedule  1 minute, about 60 steps, 3.0 epochs")
+    slow = estimate.plan_lines("", preset, 1_000, plan, plan.execution, CPU, 90.0, compiling=61.0)[3]
+    assert ", about 1 step, 0.1 epochs" in slow
 
 
 def never(*arguments: object, **options: object) -> None:
