@@ -174,6 +174,10 @@ def test_errors_name_a_command_that_works(tmp_path: Path, inkstone: Inkstone) ->
     (tmp_path / "paper.pdf").write_bytes(b"%PDF-1.7 " + bytes(100))
     assert "a PDF" in inkstone("start", "paper.pdf", cwd=tmp_path, code=65)["error"]
     assert "no such recipe" in inkstone("start", "--name", "mine", cwd=tmp_path, code=66)["error"]
+    (tmp_path / "haiku.txt").write_text("An old silent pond\nA frog.\n", encoding="utf-8")
+    refused = inkstone("start", "haiku.txt", "--plan", cwd=tmp_path, code=65)
+    assert "haiku.txt: 27 characters: too short" in refused["error"]
+    assert "val-fraction" not in refused["hint"]
     (tmp_path / "novel.txt").write_text(prose(1), encoding="utf-8")
     assert "--minutes" in inkstone("start", "novel.txt", "--minutes", "0", cwd=tmp_path, code=78)["error"]
     assert not (tmp_path / "novel.toml").exists()

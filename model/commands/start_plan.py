@@ -39,6 +39,7 @@ def write_recipe(
     with settings.progress.wait("reading the text"):
         inputs = _files(settings, path.stem, sources, options, plan_only)
         text = survey.survey(inputs, encoding=options.encoding, text_fields=options.text_fields)
+    decide.require_divisible(text)
     vocabulary, device = decide.vocab_size(text), _device_name(device)
     choice = presets.choose(decide.count_tokens(text), vocabulary, device, minutes)
     described = [

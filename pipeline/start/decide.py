@@ -9,12 +9,13 @@ from typing import Any
 
 from pipeline.clean.report import sentencepiece_flags
 from pipeline.clean.report.sentencepiece_flags import LineStats
+from pipeline.errors import BadData
 from pipeline.runtime.ledger import DEFAULT_MAX_BAD
 from pipeline.runtime.terminal import counted
 from pipeline.start import survey as surveys
 from pipeline.start.survey import InputSummary, Survey
 from pipeline.tokens.stage import DEFAULT_VAL_FRACTION
-from pipeline.tokens.survey import FEW_DOCUMENTS
+from pipeline.tokens.survey import FEW_DOCUMENTS, is_divisible
 
 _CHARACTERS_PER_TOKEN = (3.4, 1.3)  # of BPE with some thousand pieces: of English, of classical Chinese
 _MEGABYTE = 1_000_000
@@ -64,6 +65,17 @@ def recipe_sections(
         "train": train,
         "sample": {"prompts": list(surveys.prompts(text.sample)), "max_tokens": 60},
     }
+
+
+def require_divisible(text: Survey) -> None:
+    """Raise BadData if a part of the text cannot be held out, as `tokenize` would after it was cleaned."""
+    is_complete = text.documents == 1 and text.characters <= len(text.sample)
+    if is_complete and not is_divisible(text.sample, DEFAULT_VAL_FRACTION):
+        names = ", ".join(entry.reference for entry in text.inputs)
+        raise BadData(
+            f"{names}: {counted(text.characters, 'characters')}: too short to hold some of it out for validation",
+            hint="name a longer text, or more than one",
+        )
 
 
 def count_tokens(text: Survey) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +165,7 @@ def choose_rule(documents: Documents, mode: str, fraction: float, stored: SplitR
     characters = sum(len(block) for document in documents for block in document.blocks())
     message = f"{counted(count, 'documents')} of {counted(characters, 'characters')}"
     reason = " cannot be divided by documents" if mode == "document" else ": too short to hold some of it out"
-    hint = "--val-fraction 0 trains on everything; --val FILE validates on another text"
+    hint = "--val-fraction 0 (in a recipe `val_fraction = 0`) trains on everything; --val FILE holds out another text"
     raise BadData(f"{message}{reason}", hint=hint)
 
 
@@ -199,7 +199,13 @@ def _stretch_size(documents: Documents, size: int) -> int:
     return stretch
 
 
-def _settle(rule: SplitRule, documents: Documents) -> SplitRule | None:
+def is_divisible(text: str, fraction: float) -> bool:
+    """Return whether a text that is one document is long enough to hold `fraction` of it out."""
+    rule = SplitRule("stretch", _TINIEST, threshold_of(fraction), fraction)
+    return _settle(rule, [SurveyedDocument(text)]) is not None
+
+
+def _settle(rule: SplitRule, documents: Iterable[SurveyedDocument]) -> SplitRule | None:
     """Return the rule with its threshold moved as far as both splits need, None if the text has fewer than two hashes.
 
     Reads until there is text on both sides. Without any documents, nothing needs to be moved.

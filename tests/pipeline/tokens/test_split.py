@@ -184,10 +184,11 @@ def test_filters_and_max_documents_decide_which_documents_count(tmp_path: Path) 
 def test_text_that_is_too_short_is_refused_with_its_size(tmp_path: Path, root: Path) -> None:
     with pytest.raises(BadData, match="1 document of 50 characters: too short") as caught:
         auto(root, file_of(tmp_path / "a.jsonl", "x" * 50))
+    assert [survey.is_divisible(text, 0.05) for text in ("x" * 50, prose(3, 500), "")] == [False, True, True]
     assert "--val-fraction 0" in caught.value.hint
     with pytest.raises(BadData, match="cannot be divided by documents") as caught:
         run(root, file_of(tmp_path / "a.jsonl", prose(3, 5000)))
-    assert "--val-fraction 0" in caught.value.hint
+    assert "--val-fraction 0 (in a recipe `val_fraction = 0`)" in caught.value.hint
     assert nothing_published(root)
 
 
