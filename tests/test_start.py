@@ -203,6 +203,15 @@ def test_options_of_the_input_reach_the_recipe(tmp_path: Path, inkstone: Inkston
         assert line in recipe
 
 
+def test_name_that_is_taken_gets_a_number_and_a_line_says_why(tmp_path: Path, inkstone: Inkstone) -> None:
+    (tmp_path / "novel.txt").write_text(prose(1), encoding="utf-8")
+    assert "is taken" not in inkstone("start", "novel.txt", "--plan", cwd=tmp_path)["stderr"]
+    inkstone("clean", "novel.txt", cwd=tmp_path)
+    second = inkstone("start", "novel.txt", "--plan", cwd=tmp_path)
+    assert second["plan"][-1].endswith("novel-2.toml")
+    assert "the name novel is taken by corpora/novel: this is novel-2" in second["stderr"]
+
+
 def test_source_that_cannot_be_read_does_not_reach_the_recipe(tmp_path: Path, inkstone: Inkstone) -> None:
     (tmp_path / "novel.txt").write_text(prose(1), encoding="utf-8")
     assert "empty string" in inkstone("start", "", cwd=tmp_path, code=78)["error"]

@@ -95,7 +95,7 @@ def start(
     for reference in references:
         require_utf8(reference)
     options = InputOptions(include, exclude, text_fields, encoding, max_bad)
-    path = _recipe_path(settings.root, references, name)
+    path = _recipe_path(settings, references, name)
     sources = list(dict.fromkeys(recipe_file.as_source(reference, path.parent) for reference in references))
     more = path.exists() and minutes is not None
     if path.exists():
@@ -120,8 +120,8 @@ def _require_parent(path: Path, recipe: Recipe, parent: str) -> None:
         raise BadConfig(f"{path} {actual}, and --from {parent} is given", hint="choose another --name")
 
 
-def _recipe_path(root: Path, references: Sequence[str], name: str) -> Path:
-    """Return the path of the recipe file in the current folder.
+def _recipe_path(settings: Settings, references: Sequence[str], name: str) -> Path:
+    """Return the path of the recipe file in the current folder. If its name is taken, say by what, and number it.
 
     Raises BadConfig if nothing was named, or if the artifacts of this name belong to something else.
     """
@@ -132,15 +132,17 @@ def _recipe_path(root: Path, references: Sequence[str], name: str) -> Path:
         raise BadConfig("no text to train on was named", hint="for example `inkstone start novel.txt`")
     base = check_name(name) if name else name_from_path(_absolute(references[0]))
     path = Path(f"{base}.toml")
-    number = 1
-    while not path.exists() and any(artifact.current(root, kind, path.stem) for kind in KINDS):
+    number, first = 1, ""
+    while not path.exists() and (taken := [kind for kind in KINDS if artifact.current(settings.root, kind, path.stem)]):
         if name:
             raise BadConfig(
-                f"{name} exists in {root}, and there is no {path} here",
+                f"{name} exists in {settings.root}, and there is no {path} here",
                 hint=f"run it in the folder of {path}, or choose another --name",
             )
-        number += 1
+        number, first = number + 1, first or f"{taken[0]}/{base}"
         path = Path(f"{base}-{number}.toml")
+    if first:
+        settings.progress.note(f"the name {base} is taken by {first}: this is {path.stem}; --name chooses another")
     if not references and not path.exists():
         raise InputMissing(f"{path}: no such recipe here", hint=f"name a text: `inkstone start TEXT --name {name}`")
     return path
