@@ -59,6 +59,11 @@ def has_poems(entries: Sequence[Any]) -> bool:
     return any(map(_has_text, objects)) and not any(isinstance(entry.get("text"), str) for entry in objects)
 
 
+def text_fields(entries: Sequence[Any]) -> tuple[str, ...]:
+    """Return the names of the fields that hold the texts of objects."""
+    return tuple(name for name in _TEXT_FIELDS if any(entry.get(name) for entry in entries))
+
+
 def _has_text(entry: dict[str, Any]) -> bool:
     return any(name in entry for name in _TEXT_FIELDS)
 

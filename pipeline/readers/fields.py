@@ -20,6 +20,8 @@ from pipeline.readers import chinese_poetry
 TEXT = "text"
 SAMPLE = 100  # records from which the field is chosen
 _CHATS = ("messages", "conversations")  # of OpenAI, and of ShareGPT
+QUESTIONS = ("instruction", "prompt", "question", "query")  # of conversations in two fields, such as those of Alpaca
+ANSWERS = ("output", "completion", "response", "answer")
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
 _CHINESE_TEXTS = ("内容", "內容", "正文", "原文", "全文", "文本", "诗文", "詩文", "诗句", "詩句")
 _TITLES = (
@@ -30,15 +32,19 @@ _ORIGINS = {  # names of fields that become meta
     **dict.fromkeys(("dynasty", "朝代", "年代", "时代", "時代"), "dynasty"),
 }
 BESIDE_TEXT = frozenset(("meta", *_TITLES, *_ORIGINS))  # names of all fields that a document takes besides its text
+_PROSE = ("desc", "description", "short_description", "summary")
 _ABOUT = {  # names of fields about a text, never chosen by themselves
     *_TITLES,
     *_ORIGINS,
-    *("authors", "category", "date", "desc", "description", "file", "filename", "id", "label", "lang", "language"),
-    *("license", "link", "name", "path", "short_description", "source", "split", "summary", "tags", "time"),
+    *_PROSE,
+    *("authors", "category", "date", "file", "filename", "id", "label", "lang", "language"),
+    *("license", "link", "name", "path", "source", "split", "tags", "time"),
     *("timestamp", "topic", "type", "uri", "url", "uuid"),
 }
 _DEPTH = 4  # of nested objects
 _NAMES_SHOWN = 12
+_MUCH = 10  # a value holds much text if it is at least a tenth as long as what is read
+_AS_CHAT = "clean --profile chat reads them as conversations"
 
 
 RECORD = ("*",)
@@ -107,25 +113,75 @@ def choose(records: Sequence[Mapping[str, Any]], requested: Sequence[str] = ()) 
     raise _no_field(TEXT, records)
 
 
+def note_on(choice: FieldChoice, records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the line that names the text, the other fields with much text, and the options that read these too."""
+    sizes = _string_sizes(records)
+    limit = sum(sizes.get(name, 0) for name in choice.names)
+    unread = [name for name, size in sizes.items() if 0 < limit <= _MUCH * size and _is_prose(name, records)]
+    unread = [name for name in unread if name not in choice.names]
+    parts = [f"text from {choice}"]
+    if unread:
+        listed = ", ".join(unread[:_NAMES_SHOWN]) + (", …" if len(unread) > _NAMES_SHOWN else "")
+        joined = ",".join(name for name in sizes if name in (*choice.names, *unread[:_NAMES_SHOWN]))
+        parts += [f"not read: {listed}", f"--text-field {joined} joins them"]
+    if _has_conversations(records):
+        parts.append(_AS_CHAT)
+    return "; ".join(parts)
+
+
+def note_on_entries(value: Any) -> str:
+    """Return the line that names what `entries` leaves out of a JSON value, "" if that is not much."""
+    if not _is_container(value) or not (name := _part(value)):
+        return ""
+    sizes = {key: len(msgspec.json.encode(item)) for key, item in value.items() if isinstance(item, str | list | dict)}
+    unread = [key for key, size in sizes.items() if key not in (name, *BESIDE_TEXT) and _MUCH * size >= sizes[name]]
+    if not unread:
+        return ""
+    return f"records from {name}; not read: {', '.join(unread[:_NAMES_SHOWN])}; save each as a file to read them too"
+
+
 def entries(value: Any) -> Sequence[Any]:
     """Return the records of a JSON value: a list, the largest list in an object, or the object itself.
 
-    An object of objects, or one that maps numbers to texts, is a list of its values.
+    An object of objects, or one that maps numbers to texts or to lists of strings, is a list of its values. Another
+    object may have one that maps numbers to texts, such as `chapters`.
     """
     if isinstance(value, list):
         return value
-    if not isinstance(value, dict) or chinese_poetry.has_poems([value]) or isinstance(value.get(TEXT), str):
+    if not _is_container(value):
         return [value]
-    lists: list[list[Any]] = [
-        item for item in value.values() if isinstance(item, list) and item and isinstance(item[0], dict | str)
-    ]
+    part = value[name] if (name := _part(value)) else value
+    if isinstance(part, list):
+        return part
+    inner = list(part.values())
+    if _is_numbered(part):
+        return [item if isinstance(item, str) else "\n".join(item) for item in inner]
+    return inner if len(inner) > 1 and all(isinstance(item, dict) for item in inner) else [value]
+
+
+def _is_container(value: Any) -> bool:
+    """Return True for an object that may hold records, and is none with a field `text` or a poem."""
+    return isinstance(value, dict) and not chinese_poetry.has_poems([value]) and not isinstance(value.get(TEXT), str)
+
+
+def _part(value: Mapping[str, Any]) -> str:
+    """Return the name of the value that holds the records of an object, "" if that is the object itself."""
+    if _is_numbered(value):
+        return ""
+    lists = {name: item for name, item in value.items() if isinstance(item, list) and item}
+    lists = {name: item for name, item in lists.items() if isinstance(item[0], dict | str)}
     if lists:
-        return max(lists, key=lambda item: len(msgspec.json.encode(item)))
-    inner = list(value.values())
-    if len(inner) > 1 and all(isinstance(item, dict) for item in inner):
-        return inner
-    is_numbered = len(inner) > 1 and all(name.isdecimal() for name in value)
-    return inner if is_numbered and all(isinstance(item, str) for item in inner) else [value]
+        return max(lists, key=lambda name: len(msgspec.json.encode(lists[name])))
+    numbered = [name for name, item in value.items() if _is_numbered(item)]
+    return numbered[0] if len(numbered) == 1 else ""
+
+
+def _is_numbered(value: Any) -> bool:
+    """Return True for an object that maps numbers to texts, or to lists of strings: the chapters of a book."""
+    if not isinstance(value, dict) or len(value) < 2 or not all(name.isdecimal() for name in value):
+        return False
+    lists = (item if isinstance(item, list) else [item] for item in value.values())
+    return all(isinstance(line, str) for item in lists for line in item)
 
 
 def title_of(record: Mapping[str, Any], choice: FieldChoice) -> str:
@@ -211,6 +267,23 @@ def _is_about(name: str) -> bool:
     return name.rpartition(".")[2].lower() in _ABOUT
 
 
+def _is_prose(name: str, records: Sequence[Mapping[str, Any]]) -> bool:
+    """Return True for a field that is no title or data about the text, and has letters."""
+    if name.partition(".")[0] in BESIDE_TEXT or (_is_about(name) and name.rpartition(".")[2].lower() not in _PROSE):
+        return False
+    return any(any(map(str.isalpha, _as_text(_lookup(record, name)) or "")) for record in records)
+
+
+def _has_conversations(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Return True if a record has one of the forms that --profile chat reads."""
+    return any(
+        (record.get("chosen") and record.get("rejected"))
+        or any(_as_turns(record.get(name)) for name in _CHATS)
+        or (any(map(record.get, QUESTIONS)) and any(map(record.get, ANSWERS)))
+        for record in records
+    )
+
+
 def _no_field(name: str, records: Sequence[Mapping[str, Any]]) -> BadData:
     names = list(dict.fromkeys(name for record in records for name, _ in _leaves(record, "", _DEPTH)))
     listed = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
@@ -224,4 +297,6 @@ def _no_field(name: str, records: Sequence[Mapping[str, Any]]) -> BadData:
         hint = f"pass --text-field NAME with one of them, for example {suggested[0]}"
     else:
         hint = f"pass --text-field {','.join(suggested)}"
+    if _has_conversations(records):
+        hint += f"; {_AS_CHAT}"
     return BadData(f"no field {name}; fields: {listed}", hint=hint)

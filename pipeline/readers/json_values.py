@@ -14,6 +14,7 @@ from pipeline.errors import BadData
 from pipeline.readers import chinese_poetry, fields
 from pipeline.readers.content import Content, ReadOptions
 from pipeline.readers.documents import Document, Reject
+from pipeline.readers.fields import FieldChoice
 from pipeline.readers.jsonl import DECODE_ERRORS
 from pipeline.readers.records import Row, choose_fields, to_documents
 
@@ -22,10 +23,15 @@ def read(content: Content, options: ReadOptions) -> Iterator[Document | Reject]:
     """Yield the documents of one file. Raises BadData if it is not JSON or if no field holds text."""
     data = b"".join(content.utf8_blocks())
     try:
-        entries = fields.entries(_decode(data))
+        value = _decode(data)
+        entries = fields.entries(value)
+        if line := fields.note_on_entries(value):
+            options.note(line)
         if not options.text_fields and chinese_poetry.has_poems(entries):
             try:
-                yield from chinese_poetry.documents(entries, content.file)
+                poems = chinese_poetry.documents(entries, content.file)
+                options.note(fields.note_on(FieldChoice(chinese_poetry.text_fields(entries)), entries))
+                yield from poems
                 return
             except chinese_poetry.UnknownShapeError as error:
                 choose_fields(entries, f"{content.label}: not a chinese-poetry file, {error}", options)

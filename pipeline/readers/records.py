@@ -31,7 +31,7 @@ def choose_fields(values: Iterable[Any], label: str, options: ReadOptions) -> Fi
     except BadData as error:
         raise BadData(f"{label}: {error.message}", hint=error.hint) from None
     if not choice.is_plain and not options.text_fields:
-        options.note(f"text from {choice}")
+        options.note(fields.note_on(choice, records))
     return choice
 
 

@@ -27,7 +27,12 @@ def with_kind(options: CleanOptions, inputs: Iterable[InputFile]) -> CleanOption
     for entry in inputs:
         names.append(str(entry.path))
         documents = readers.read_documents(
-            entry.path, Ledger(), lambda reject: None, text_fields=fields.RECORD, members=entry.members
+            entry.path,
+            Ledger(),
+            lambda reject: None,
+            text_fields=fields.RECORD,
+            members=entry.members,
+            note=lambda text: None,  # cleaning says it
         )
         for kind in (kind_of(document.meta) for document in islice(documents, fields.SAMPLE)):
             if kind:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import BadData
-from pipeline.readers.fields import FieldChoice, choose, split_names, title_of
+from pipeline.readers.fields import FieldChoice, choose, entries, note_on, note_on_entries, split_names, title_of
 
 PROSE = "The old man sat in the boat and did not say where he went. "
 
@@ -55,6 +55,56 @@ def test_missing_field_names_the_fields_that_are_there(
         choose(records, requested)
     assert message in caught.value.message
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("record", "note"),
+    [
+        (
+            {"标题": "a", "问题": PROSE * 2, "回答": PROSE, "n": "1"},
+            "text from field 问题; not read: 回答; --text-field 问题,回答 joins them",
+        ),
+        (
+            {"instruction": PROSE, "input": "a", "output": PROSE * 2},
+            "text from field output; not read: instruction; --text-field instruction,output joins them; "
+            "clean --profile chat reads them as conversations",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": PROSE}], "url": PROSE, "id": "7"},
+            "text from field conversations; clean --profile chat reads them as conversations",
+        ),
+        ({"body": PROSE * 3, "code": "1" * 20, "title": PROSE, "meta": {"notes": PROSE}}, "text from field body"),
+        (
+            {"body": PROSE, "summary": PROSE[9:]},
+            "text from field body; not read: summary; --text-field body,summary joins them",
+        ),
+    ],
+)
+def test_note_names_fields_with_much_text_that_are_not_read(record: dict[str, Any], note: str) -> None:
+    assert note_on(choose([record] * 3), [record] * 3) == note
+
+
+def test_records_that_may_be_conversations_say_so_when_no_field_dominates() -> None:
+    with pytest.raises(BadData) as caught:
+        choose([{"prompt": PROSE, "completion": PROSE}])
+    assert caught.value.hint.endswith("prompt,completion; clean --profile chat reads them as conversations")
+
+
+@pytest.mark.parametrize(
+    ("value", "texts", "note"),
+    [
+        ({"chapters": {"1": [PROSE, PROSE], "2": ["a"]}}, [f"{PROSE}\n{PROSE}", "a"], ""),
+        ({"title": "b", "chapters": {"1": "a", "2": PROSE}}, ["a", PROSE], ""),
+        (
+            {"train": [{"a": PROSE}] * 2, "test": [{"a": PROSE}], "tags": ["b"]},
+            [{"a": PROSE}] * 2,
+            "records from train; not read: test; save each as a file to read them too",
+        ),
+    ],
+)
+def test_all_of_a_json_object_is_read_or_named(value: Any, texts: list[Any], note: str) -> None:
+    assert entries(value) == texts
+    assert note_on_entries(value) == note
 
 
 def test_requested_fields_are_joined_by_a_blank_line() -> None:

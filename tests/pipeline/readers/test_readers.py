@@ -155,6 +155,21 @@ def test_json_lines_in_brackets(tmp_path: Path, before: str, after: str, comma: 
     assert rejects == []
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_field_of_the_text_is_said_of_json_and_json_lines(tmp_path: Path, name: str) -> None:
+    records = [{"title": "t", "content": text} for text in PROSE]
+    data = json.dumps(records) if name == "a.json" else lines_of(records)
+    assert read(file_of(tmp_path, name, data))[2] == ["text from field content"]
+
+
+def test_lists_of_a_json_object_that_are_not_read_are_said(tmp_path: Path) -> None:
+    value = {"train": [{"story": text} for text in PROSE], "test": [{"story": PROSE[0]}]}
+    assert read(file_of(tmp_path, "a.json", json.dumps(value)))[2] == [
+        "records from train; not read: test; save each as a file to read them too",
+        "text from field story",
+    ]
+
+
 def test_authors_without_texts_are_a_problem(tmp_path: Path) -> None:
     authors = [{"description": "某人，字子某。", "name": "某", "short_description": "某人"}]
     for count in (1, 2000):
