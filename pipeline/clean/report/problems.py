@@ -61,9 +61,11 @@ def warnings(report: CleaningReport) -> list[str]:
         count, passages = cases[shifted_gbk.CASE], cases[shifted_gbk.PASSAGES]
         texts.append(f"GBK READ FROM THE WRONG BYTE: {count:,} characters in {passages:,} passages, each passage now □")
     if foreign := [file for file in files if file.is_foreign]:
-        han_ratio = sum(file.han for file in foreign) / sum(file.characters for file in foreign)
+        han_ratio = sum(file.han for file in foreign) / sum(file.letters for file in foreign)
         texts.append(
-            f"NOT CHINESE, {han_ratio:.0%} Han, in {_names([file.name for file in foreign], files)}: --profile?"
+            f"NOT CHINESE: {han_ratio:.0%} of the letters are Han in {_names([file.name for file in foreign], files)}; "
+            'if that is right, clean with --profile text (in a recipe: profile = "text" in [clean]), or with the '
+            "profile of its markup, such as html"
         )
     if uncompared := report.near_pairs.get("uncompared"):
         texts.append(
@@ -142,11 +144,17 @@ def _site_ads(cases: Mapping[str, int]) -> list[str]:
         return []
     ranked = sorted(ads, key=lambda ad: (ad == site_ads.OTHERS, -ads[ad], ad))
     examples = [f"{visible(ad)} {ads[ad]:,}" for ad in ranked]
-    return [f"SITE ADS in {sum(ads.values()):,} lines: --boilerplate site-ads; {_first_few(examples, limit=2)}"]
+    return [
+        f"SITE ADS in {sum(ads.values()):,} lines: --boilerplate site-ads (in a recipe: boilerplate = "
+        f'["site-ads"] in [clean]); {_first_few(examples, limit=2)}'
+    ]
 
 
 def _names(names: Sequence[str], files: Sequence[FileCounts]) -> str:
-    return f"{len(names):,} of {len(files):,} files ({_first_few([visible(name) for name in names], limit=2)})"
+    """Return how many of the files have these names, and the first names, without folders where they stay unique."""
+    bases = {file.name.rpartition("/")[2] for file in files}
+    shown = [name.rpartition("/")[2] if len(bases) == len(files) else name for name in names]
+    return f"{len(names):,} of {len(files):,} files ({_first_few([visible(name) for name in shown], limit=2)})"
 
 
 def _first_few(items: Sequence[object], *, limit: int = 8) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from pipeline.clean.han_rich import MIN_HAN
 from pipeline.clean.profiles import PROFILES
 from pipeline.clean.report.sentencepiece_flags import DEFAULT_MAX_LINE_BYTES, LineStats
 from pipeline.clean.rule import Effect
@@ -25,18 +26,19 @@ from pipeline.clean.utf16 import (
     Utf16Text,
     count_distinct,
     decode_utf16,
+    letter_units,
 )
 from pipeline.errors import InternalError
 from pipeline.readers.detection.common_characters import SIMPLIFIED, TRADITIONAL
 from pipeline.runtime.ledger import Ledger, LedgerTally
 
 _MIN_STOP_RATIO = 0.005  # sentence ends per Han character; punctuated books have 0.03 to 0.1
-_MIN_HAN_RATIO = 0.5  # of the characters of a Chinese text; books and poems have 0.8 to 0.9
 _MIN_TAGS, _MIN_TAG_RATIO = 3, 0.0001  # tags and references left in the Chinese text of a file, and per character
 _MIN_SAMPLE = 50  # characters: with fewer, a file's punctuation and language are not judged
 _MAX_HISTOGRAMS = 64  # that are kept before they are merged into one
 MAX_EXAMPLES, EXAMPLE_CHARACTERS = 5, 80  # of the dropped documents of each reason
 _SORT_BELOW = 1 << 13  # units: counting fewer is faster by sorting
+_COUNTS = ("bytes", "documents", "characters", "letters", "han", "sentence_ends", "simplified", "traditional", "tags")
 
 Histogram = tuple[np.ndarray, np.ndarray]  # UTF-16 units that occur, in order, and the frequency of each
 
@@ -79,9 +81,9 @@ class ProfileCounts(msgspec.Struct):
 class FileCounts(msgspec.Struct):
     """One input file.
 
-    `characters`, `han` and `sentence_ends` (。！？) count its published text, `profiles` the same text by profile,
+    `characters`, `letters`, `han` and `sentence_ends` (。！？) count its published text, `profiles` the same by profile,
     `simplified` and `traditional` the common characters of one script alone, `tags` what looks like a tag or a
-    reference of HTML in its Chinese text.
+    reference of HTML in its Chinese text. Letters are those of filters.py.
     `numbers` is the frequency of each chapter number, by heading pattern: {"第N回": {1: 1}}; `missed` has an example of
     each number that is part of no heading.
     `invalid_bytes` counts the places where bytes of the file were invalid in its encoding, each now □; the first is at
@@ -94,6 +96,7 @@ class FileCounts(msgspec.Struct):
     profiles: dict[str, ProfileCounts] = {}
     documents: int = 0
     characters: int = 0
+    letters: int = 0
     han: int = 0
     sentence_ends: int = 0
     simplified: int = 0
@@ -111,6 +114,7 @@ class FileCounts(msgspec.Struct):
         characters = _sum(counts, flags & _STARTS_CHARACTER)
         self.characters += characters
         self.profile(profile).characters += characters
+        self.letters += _sum(counts, flags & _LETTER)
         self.han += _sum(counts, flags & _HAN)
         self.sentence_ends += _sum(counts, flags & _SENTENCE_END)
         if PROFILES[profile].chinese:
@@ -129,14 +133,8 @@ class FileCounts(msgspec.Struct):
         self.encoding = self.encoding or other.encoding
         for name, share in other.profiles.items():
             self.profile(name).add(share)
-        self.bytes += other.bytes
-        self.documents += other.documents
-        self.characters += other.characters
-        self.han += other.han
-        self.sentence_ends += other.sentence_ends
-        self.tags += other.tags
-        self.simplified += other.simplified
-        self.traditional += other.traditional
+        for count in _COUNTS:
+            setattr(self, count, getattr(self, count) + getattr(other, count))
         self.invalid_offset = self.invalid_offset if self.invalid_bytes else other.invalid_offset
         self.invalid_bytes += other.invalid_bytes
         for pattern, numbers in other.numbers.items():
@@ -155,9 +153,9 @@ class FileCounts(msgspec.Struct):
 
     @property
     def is_foreign(self) -> bool:
-        """True if the file was cleaned as Chinese but does not look Chinese."""
+        """True if the file was cleaned as Chinese but few of its letters are Han."""
         is_chinese = all(PROFILES[name].chinese for name in self.profiles)
-        return is_chinese and self.characters >= _MIN_SAMPLE and self.han < _MIN_HAN_RATIO * self.characters
+        return is_chinese and self.letters >= _MIN_SAMPLE and self.han < MIN_HAN * self.letters
 
 
 class SentenceCounts(msgspec.Struct):
@@ -368,17 +366,19 @@ def _sum(counts: np.ndarray, mask: np.ndarray) -> int:
 
 
 _STARTS_CHARACTER, _IS_CHARACTER, _IS_SURROGATE, _HAN, _SENTENCE_END, _SIMPLIFIED, _TRADITIONAL = 1, 2, 4, 8, 16, 32, 64
+_LETTER = 128
 
 
 @cache
 def _unit_flags() -> np.ndarray:
-    """Table over units of the flags above. The high surrogate of a Han character has the flag _HAN."""
+    """Table over units of the flags above. The high surrogate of a Han character has the flags _HAN and _LETTER."""
     table = np.full(UNIT_COUNT, _STARTS_CHARACTER | _IS_CHARACTER, np.uint8)
     table[0] = 0
     table[0xD800:0xDC00] = _STARTS_CHARACTER | _IS_SURROGATE
     table[0xDC00:0xE000] = _IS_SURROGATE
+    table[letter_units()] |= _LETTER
     for first, last in (*HAN_UNITS, HAN_HIGH_SURROGATES):
-        table[first : last + 1] |= _HAN
+        table[first : last + 1] |= _HAN | _LETTER
     for flag, characters in ((_SENTENCE_END, SENTENCE_ENDS), (_SIMPLIFIED, SIMPLIFIED), (_TRADITIONAL, TRADITIONAL)):
         table[[ord(character) for character in characters]] |= flag
     return table

@@ -230,15 +230,15 @@ def test_text_without_punctuation_gives_a_warning() -> None:
     assert to_json(report)["files"][0]["unpunctuated"]
 
 
-@pytest.mark.parametrize("text", [BOOK * 5, "余乆擬西南遊"])
+@pytest.mark.parametrize("text", [BOOK * 5, "余乆擬西南遊", "2024-03-01 10:00 王芳：好。\n" * 20])
 def test_punctuated_text_and_short_text_give_no_warning(text: str) -> None:
     assert not warnings(report_of(text))
 
 
 def test_foreign_text_in_a_chinese_profile_gives_a_warning() -> None:
     english = "It was the best of times, it was the worst of times." * 5
-    assert any(text.startswith("NOT CHINESE, 0% Han, in 1 of 1 files") for text in warnings(report_of(english)))
-    assert not warnings(report_of(english, profile="text"))
+    texts = " ".join(warnings(report_of(english, name="a/b.txt")))
+    assert "NOT CHINESE: 0% of the letters are Han in 1 of 1 files (b.txt)" in texts
 
 
 def test_tags_in_published_text_give_a_warning() -> None:
@@ -282,8 +282,8 @@ def test_one_script_with_a_few_characters_of_the_other_gives_no_warning(text: st
     assert not warnings(report_of(text))
 
 
-def test_scripts_are_counted_in_chinese_text_only() -> None:
-    assert not warnings(report_of(SIMPLE_LINES, FULL_LINES, profile="text"))
+def test_script_and_language_are_judged_in_chinese_text_only() -> None:
+    assert not warnings(report_of(SIMPLE_LINES, FULL_LINES, "It was the best of times." * 5, profile="text"))
 
 
 def test_guesses_of_traditional_script_give_a_warning() -> None:

@@ -172,7 +172,8 @@ def test_warning_names_the_option_and_the_commonest_ads() -> None:
     _, effect.counts = run("请收藏本站！\n请收藏本站！\nexample.com", remove=False)
     report.add_effects(0, {"site-ads": effect}, 0)
     [warning] = problems.warnings(report)
-    assert warning == "SITE ADS in 3 lines: --boilerplate site-ads; 请收藏本站！ 2, example.com 1"
+    start = 'SITE ADS in 3 lines: --boilerplate site-ads (in a recipe: boilerplate = ["site-ads"] in [clean]); '
+    assert warning == start + "请收藏本站！ 2, example.com 1"
     json.dumps(render.to_json(report), ensure_ascii=False)
 
 
