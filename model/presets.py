@@ -229,7 +229,7 @@ DEFAULT_MINUTES = 5.0  # of a training for which the user names neither preset n
 # Tokens a second that `small` trains on two CPU cores and, an unmeasured guess, on a GPU: they only decide the dropout.
 _CPU_RATE, _GPU_RATE = 5_500, 200_000
 # A chosen training ends after so many epochs, and then has this dropout: more of either is worse (benchmarks/NOTES.md).
-_EPOCHS, _LAST_DROPOUT = 8.0, 0.2
+CHOSEN_EPOCHS, _LAST_DROPOUT = 8.0, 0.2
 _FASTER = 4  # times that a machine may be faster than estimated
 MAX_EPOCHS = 60  # of any training: beyond that the validation loss of a short text only rises
 _DROPOUTS = ((1.5, 0.0), (10, 0.1), (30, 0.2))  # up to so many epochs; 0.3 beyond
@@ -292,10 +292,10 @@ def choose(
     size = (fitting or sizes[:1])[-1]
 
     epochs = 60 * length * _tokens_per_second(size, vocab_size, is_gpu) / max(tokens, 1)
-    dropout = dropout_for(epochs) if epochs <= _EPOCHS else _LAST_DROPOUT
+    dropout = dropout_for(epochs) if epochs <= CHOSEN_EPOCHS else _LAST_DROPOUT
     block_size = min(size.model["block_size"], 1 << max((tokens // 8).bit_length() - 1, 0))
     settings = {**size.model, "block_size": block_size, "batch_size": size.batch_size, "dropout": dropout}
-    settings["epochs"] = limit = _EPOCHS if _FASTER * epochs > _EPOCHS else 0.0
+    settings["epochs"] = limit = CHOSEN_EPOCHS if _FASTER * epochs > CHOSEN_EPOCHS else 0.0
     preset = PRESETS["small"]
     settings = {
         name: value
@@ -329,7 +329,7 @@ def _reason(tokens: int, vocab_size: int, device: str, is_limited: bool, dropout
 
     The speed of the machine is not known yet: how long the training takes is said once it is measured (estimate.py).
     """
-    length = f", at most {_EPOCHS:g} epochs (more would overfit)" if is_limited else ""
+    length = f", at most {CHOSEN_EPOCHS:g} epochs (more would overfit)" if is_limited else ""
     parts = [f"{tokens:,} training tokens{length}"]
     if dropout != PRESETS["small"].model.dropout:
         parts.append(f"dropout {dropout:g}")

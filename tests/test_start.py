@@ -14,7 +14,7 @@ import pytest
 
 import cli
 from model.commands.start import next_commands
-from model.runs.run import read_result
+from model.runs.run import Result, read_result
 from model.training import baselines
 from model.training.baselines import Baselines
 from pipeline.refresh import recipe as recipes
@@ -126,7 +126,7 @@ def test_end_has_a_verdict_and_the_next_commands_and_counts_simple_models_once(
 def test_next_commands_are_valid(parent: str) -> None:
     section = TrainSection(parent=parent)
     recipe = Recipe("talks", DownloadSection("a.txt"), train=section, sample=SampleSection(("It is",)))
-    for text in next_commands("talks", recipe, 5):
+    for text in next_commands("talks", recipe, Result(10, 100, 1000, "last", "best")):
         name, *arguments = shlex.split(text.partition("  (")[0])
         cli.cli.commands[name].make_context(name, arguments)
 

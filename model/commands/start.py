@@ -215,7 +215,7 @@ def _resolved(source: str, folder: Path) -> str:
 
 def _run(settings: Settings, path: Path, device: str, jobs: int, *, more: bool) -> Outcome:
     """Run the recipe. Report the continuations, the loss with its baselines, and the next commands."""
-    from model.commands import recipe_samples, training_summary
+    from model.commands import recipe_samples
     from model.commands import refresh as refresh_command
     from model.runs import run
     from pipeline.refresh.plan import RefreshOptions
@@ -244,7 +244,7 @@ def _run(settings: Settings, path: Path, device: str, jobs: int, *, more: bool) 
         *_score_lines(settings, refreshed.last, result),
         *(
             as_line("" if index else "next", f"inkstone {command}")
-            for index, command in enumerate(next_commands(path.stem, recipe, training_summary.minutes(result)))
+            for index, command in enumerate(next_commands(path.stem, recipe, result))
         ),
     ]
     outcome = refresh_command.refresh_outcome(refreshed, lines)
@@ -281,14 +281,17 @@ def _relative(path: Path) -> str:
     return os.path.relpath(resolved) if resolved.is_relative_to(Path.cwd()) else str(resolved)
 
 
-def next_commands(name: str, recipe: Recipe, minutes: int) -> tuple[str, ...]:
+def next_commands(name: str, recipe: Recipe, result: Result) -> tuple[str, ...]:
     """Return commands to try after a training, without the name of the program."""
+    from model.commands import training_summary
+
     if recipe.train.parent:
         return (f"chat {name}", f"serve {name}", f"export model {name} --to hf", f"start pairs.jsonl --from {name}")
     prompt = shlex.quote(recipe.sample.prompts[0]) if recipe.sample.prompts else '""'
+    longer = f"start --name {name} --minutes {training_summary.minutes(result)}  (train longer)"
     return (
         f"sample {name} {prompt}",
         f"serve {name}",
-        f"start --name {name} --minutes {minutes}  (train longer)",
+        *([longer] if training_summary.longer_may_help(result) else []),
         f"start --name {name} more.txt",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from model.presets import CHOSEN_EPOCHS
 from pipeline.commands.console import Outcome
 from pipeline.commands.options import outcome_of
 
@@ -44,7 +45,7 @@ def training_outcome(built: BuildResult) -> Outcome:
         *([] if result.task else [f"next: inkstone sample {name}{_prompt(built.artifact)}"]),
         f"{'next:' if result.task else '     '} inkstone serve {name}",
     ]
-    if not result.ended_early:
+    if longer_may_help(result):
         outcome.lines.append(f"      inkstone train --continue {name} --minutes {minutes(result)}")
     add_promotion(outcome, built.artifact)
     return outcome
@@ -67,7 +68,14 @@ def verdict(result: Result) -> str:
         return f"{text}; its validation loss rose, so more text helps, and longer training does not"
     if (result.bits_per_char or 0.0) > _WORSE * bits:
         return f"{text}; it was best before the end, so more text helps, and longer training does not"
-    return text if best == lowest and not equal else f"{text}: train longer"
+    if best == lowest and not equal:
+        return text
+    return f"{text}: train longer" if longer_may_help(result) else f"{text}: more text helps"
+
+
+def longer_may_help(result: Result) -> bool:
+    """Return False if the validation loss rose, or the text was seen as often as a chosen training sees it."""
+    return not result.ended_early and result.epochs < CHOSEN_EPOCHS
 
 
 def minutes(result: Result) -> int:

@@ -83,8 +83,8 @@ class LRSchedule:
         end = self.cooldown[1] if self.cooldown else self.max_steps
         by_steps = self.seconds / self.step * max(end - self.step, 0) if self.step else math.inf
         by_clock = 60 * self._config.minutes - self.seconds if self._config.minutes and not self.cooldown else math.inf
-        left = min(by_steps, max(by_clock, 0.0))
-        return left if left < math.inf else None
+        seconds = min(by_steps, max(by_clock, 0.0))
+        return seconds if seconds < math.inf else None
 
     @property
     def finished(self) -> bool:

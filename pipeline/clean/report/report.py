@@ -81,9 +81,9 @@ class ProfileCounts(msgspec.Struct):
 class FileCounts(msgspec.Struct):
     """One input file.
 
-    `characters`, `letters`, `han` and `sentence_ends` (。！？) count its published text, `profiles` the same by profile,
-    `simplified` and `traditional` the common characters of one script alone, `tags` what looks like a tag or a
-    reference of HTML in its Chinese text. Letters are those of filters.py.
+    `characters`, `letters`, `han` and `sentence_ends` (。！？) count its published text, `profiles` the same by
+    profile, `simplified` and `traditional` the common characters of one script alone, `tags` what looks like a tag or
+    a reference of HTML in its Chinese text. Letters are those of filters.py.
     `numbers` is the frequency of each chapter number, by heading pattern: {"第N回": {1: 1}}; `missed` has an example of
     each number that is part of no heading.
     `invalid_bytes` counts the places where bytes of the file were invalid in its encoding, each now □; the first is at

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.commands.training_summary import minutes, verdict
+from model.commands.training_summary import longer_may_help, minutes, verdict
 from model.runs.run import Result
 
 SCORES = {"uniform": 5.0, "unigram": 4.0, "bigram": 2.06, "zstd": 3.0}
@@ -48,6 +48,11 @@ def test_verdict(best: float | None, last: float | None, text: str) -> None:
 def test_verdict_of_an_early_end_advises_more_text_and_not_more_time() -> None:
     ended = result(1.5, 1.5, ended_early="validation rose by 2.1 %, …")
     assert verdict(ended).endswith("its validation loss rose, so more text helps, and longer training does not")
+
+
+def test_text_that_was_seen_often_enough_needs_more_text_and_not_more_time() -> None:
+    assert verdict(result(3.5, epochs=8.0)).endswith("(2.06): more text helps")
+    assert [longer_may_help(result(3.5, epochs=epochs)) for epochs in (7.9, 8.0)] == [True, False]
 
 
 def test_run_of_an_older_version_has_no_verdict() -> None:
