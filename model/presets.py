@@ -14,6 +14,7 @@ from typing import Any
 
 from model.config import GPTConfig, Preset, TrainConfig
 from pipeline.errors import BadConfig
+from pipeline.runtime.terminal import about
 
 PRESETS: dict[str, Preset] = {
     "mini": Preset(
@@ -272,9 +273,15 @@ _GPU_SIZES = (
 
 
 def choose(
-    tokens: int, vocab_size: int, device: str, minutes: float | None = None, memory: int | None = None
+    tokens: int,
+    vocab_size: int,
+    device: str,
+    minutes: float | None = None,
+    memory: int | None = None,
+    *,
+    is_estimate: bool = False,
 ) -> Choice:
-    """Choose a preset for `tokens` training tokens (an estimate will do) of a vocabulary, a device and a length.
+    """Choose a preset for `tokens` training tokens (or an estimate of them), a vocabulary, a device and a length.
 
     The network is always of the family "qwen3", so that it can be exported: `small`, or a smaller one for little text,
     or for less than two minutes on a CPU, or a larger one for more text and time. `device` is "cpu", "cuda" or "mps";
@@ -302,7 +309,8 @@ def choose(
         for name, value in settings.items()
         if value != getattr(preset.model if hasattr(preset.model, name) else preset.train, name)
     }
-    return Choice("small", settings, length, _reason(tokens, vocab_size, device, bool(limit), dropout, size))
+    shown = about(tokens) if is_estimate else f"{tokens:,}"
+    return Choice("small", settings, length, _reason(shown, vocab_size, device, bool(limit), dropout, size))
 
 
 def dropout_for(epochs: float) -> float:
@@ -324,13 +332,13 @@ def _tokens_per_second(size: _Size, vocab_size: int, is_gpu: bool) -> float:
     return (_GPU_RATE if is_gpu else _CPU_RATE) / cost
 
 
-def _reason(tokens: int, vocab_size: int, device: str, is_limited: bool, dropout: float, size: _Size) -> str:
+def _reason(tokens: str, vocab_size: int, device: str, is_limited: bool, dropout: float, size: _Size) -> str:
     """Describe the text and what was chosen for it, where it differs from `small`.
 
     The speed of the machine is not known yet: how long the training takes is said once it is measured (estimate.py).
     """
     length = f", at most {CHOSEN_EPOCHS:g} epochs (more would overfit)" if is_limited else ""
-    parts = [f"{tokens:,} training tokens{length}"]
+    parts = [f"{tokens} training tokens{length}"]
     if dropout != PRESETS["small"].model.dropout:
         parts.append(f"dropout {dropout:g}")
     if size.model is not _SMALL:

@@ -41,7 +41,7 @@ def write_recipe(
         text = survey.survey(inputs, encoding=options.encoding, text_fields=options.text_fields)
     decide.require_divisible(text)
     vocabulary, device = decide.vocab_size(text), _device_name(device)
-    choice = presets.choose(decide.count_tokens(text), vocabulary, device, minutes)
+    choice = presets.choose(decide.count_tokens(text), vocabulary, device, minutes, is_estimate=True)
     described = [
         *decide.describe(text, vocabulary),
         ("model", _describe_model(choice, vocabulary, device)),

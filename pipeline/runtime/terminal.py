@@ -59,6 +59,11 @@ def counted(count: float, plural: str) -> str:
     return f"{number} {_PLURAL_END.sub('', plural) if number == '1' else plural}"
 
 
+def about(count: int) -> str:
+    """Return an estimate with two significant digits: "about 42,000"."""
+    return f"about {int(float(f'{count:.1e}')):,}"
+
+
 def sparkline(values: Sequence[float]) -> str:
     """Return numbers as one character each, from the lowest to the highest; of many, `SPARKS` at equal distances."""
     count = len(values)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.clean.report import sentencepiece_flags
-from pipeline.clean.report.sentencepiece_flags import LineStats
+from pipeline.clean.report.sentencepiece_flags import Flags, LineStats
 from pipeline.errors import BadData
 from pipeline.runtime.ledger import DEFAULT_MAX_BAD
 from pipeline.runtime.terminal import counted
@@ -17,7 +19,10 @@ from pipeline.start.survey import InputSummary, Survey
 from pipeline.tokens.stage import DEFAULT_VAL_FRACTION
 from pipeline.tokens.survey import FEW_DOCUMENTS, is_divisible
 
-_CHARACTERS_PER_TOKEN = (3.4, 1.3)  # of BPE with some thousand pieces: of English, of classical Chinese
+_CHARACTERS_PER_TOKEN = (3.4, 1.3)  # of text that is too short for a vocabulary: of English, of classical Chinese
+_TRAINED = 400_000  # characters of the sample, which take half a second
+_LINE = re.compile(r"[^\n]{1,1000}")
+_POSSIBLE_SIZE = re.compile(r"value <= (\d+)")
 _MEGABYTE = 1_000_000
 _KINDS = {
     "md": "Markdown",
@@ -79,16 +84,45 @@ def require_divisible(text: Survey) -> None:
 
 
 def count_tokens(text: Survey) -> int:
-    """Estimate the number of BPE tokens of the training text."""
+    """Estimate the number of BPE tokens of the training text: encode a part of the sample by a vocabulary of its own.
+
+    How many characters a token has depends on more than the language: dates and names that recur are few tokens.
+    """
+    lines = _LINE.findall(text.sample)[:: 1 + len(text.sample) // _TRAINED]
     per_token = _CHARACTERS_PER_TOKEN[0] * (1 - text.chinese) + _CHARACTERS_PER_TOKEN[1] * text.chinese
+    if pieces := _count_pieces(lines, _flags(text)):
+        line_ends = text.sample.count("\n")  # a token each
+        in_sample = pieces * (len(text.sample) - line_ends) / sum(map(len, lines)) + line_ends
+        per_token = len(text.sample) / in_sample
     return int((1 - DEFAULT_VAL_FRACTION) * text.characters / per_token)
+
+
+def _count_pieces(lines: Sequence[str], flags: Flags) -> int:
+    """Return the number of BPE pieces of lines, 0 if they do not allow a vocabulary."""
+    import sentencepiece
+
+    size = flags.vocab_size
+    for _ in range(2):  # once more with the size that the trainer names
+        model = io.BytesIO()
+        settings = {**flags.settings(), "vocab_size": size, "model_type": "bpe", "num_threads": 1, "minloglevel": 3}
+        try:
+            sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model, **settings)
+        except RuntimeError as error:
+            possible = _POSSIBLE_SIZE.search(str(error))
+            size = int(possible[1]) if possible else size
+            continue
+        return sum(map(len, sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).encode(lines)))
+    return 0
 
 
 def vocab_size(text: Survey) -> int:
     """Estimate the vocabulary size that `train-tokenizer` will choose for the text."""
+    return _flags(text).vocab_size
+
+
+def _flags(text: Survey) -> Flags:
     frequencies = Counter(text.sample)
-    lines = LineStats(frequencies, text.sample.count("\n") + 1, 0, 0)
-    return sentencepiece_flags.flags(lines).vocab_size
+    return sentencepiece_flags.flags(LineStats(frequencies, text.sample.count("\n") + 1, 0, 0))
 
 
 def describe(text: Survey, vocabulary: int) -> Lines:

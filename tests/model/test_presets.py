@@ -65,6 +65,12 @@ def test_more_minutes_than_a_text_is_good_for_change_nothing_and_the_reason_says
     assert thirty.reason == "250,000 training tokens, at most 8 epochs (more would overfit); dropout 0.2"
 
 
+def test_estimate_has_two_digits() -> None:
+    estimated = choose(78_930, 4_000, "cpu", is_estimate=True)
+    assert estimated.reason.startswith("about 79,000 training tokens")
+    assert choose(78_930, 4_000, "cpu").settings == estimated.settings
+
+
 @pytest.mark.parametrize(("minutes", "dropout"), [(0.5, 0.0), (5.0, 0.1), (30.0, 0.2), (120.0, 0.2)])
 def test_dropout_follows_the_epochs_of_a_novel_and_the_reason_says_it(minutes: float, dropout: float) -> None:
     choice = choose(*TEXTS["1 MB"], "cpu", minutes)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 
 from pipeline.start import decide, recipe_file
-from pipeline.start.survey import Survey, prompts, script_shares, survey
+from pipeline.start.survey import InputSummary, Survey, prompts, script_shares, survey
 
 ENGLISH = "The old man wrote what he saw of the river in that morning.\n\n" * 400
 CHINESE = "　　却说阿渊携砚来到江边，见一老渔翁坐在船头饮酒。\n" * 400
@@ -68,6 +69,17 @@ def test_reasons_follow_the_text(tmp_path: Path) -> None:
     assert "stretches" in english["held out"]
     chinese = dict(decide.describe(look_at(tmp_path, a=CHINESE), 1000))
     assert chinese["cleaning"] == "the rules for Chinese text"
+
+
+def test_tokens_are_estimated_from_the_pieces_that_a_text_has(tmp_path: Path) -> None:
+    """Recurring dates and names are few tokens each, though the letters are Chinese."""
+    dice = random.Random(1)
+    talk = ("".join(chr(0x4E00 + dice.randrange(400)) for _ in range(10)) for _ in range(1500))
+    chat = "".join(f"2023-05-{n % 28 + 1:02} {n % 24:02}:30:10 阿花(12345)\n{line}\n\n" for n, line in enumerate(talk))
+    text = look_at(tmp_path, a=chat)
+    assert 1500 * 13 < decide.count_tokens(text) < 0.5 * len(chat)
+    untrainable = Survey([InputSummary("a", characters=340)], {}, is_english=False, sample="")
+    assert decide.count_tokens(untrainable) == 95
 
 
 def test_sources_are_relative_below_the_recipe_and_absolute_elsewhere(tmp_path: Path) -> None:
