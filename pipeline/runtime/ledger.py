@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.errors import InternalError, TooManyRejects
 
 DEFAULT_MAX_BAD = 0.001
+BAD = "bad-"
 
 
 @dataclass
@@ -42,7 +43,7 @@ class LedgerTally:
 
     @property
     def bad(self) -> int:
-        return sum(count for reason, count in self.dropped.items() if reason.startswith("bad-"))
+        return sum(count for reason, count in self.dropped.items() if reason.startswith(BAD))
 
     def to_dict(self) -> dict[str, Any]:
         added = {"added": dict(sorted(self.added.items()))} if self.added else {}
@@ -79,7 +80,7 @@ class Ledger:
             records = self.documents.came - self.documents.dropped.get("blank-line", 0)
         if self.documents.bad > max_bad * records:
             reasons = ", ".join(
-                f"{count:,} {reason}" for reason, count in self.documents.dropped.items() if reason.startswith("bad-")
+                f"{count:,} {reason}" for reason, count in self.documents.dropped.items() if reason.startswith(BAD)
             )
             raise TooManyRejects(
                 f"{self.documents.bad:,} of {records:,} documents are bad ({reasons}), "

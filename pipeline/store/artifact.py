@@ -154,7 +154,7 @@ def build(
         try:
             content = write(draft)
         except TooManyRejects as error:  # keep the draft: it holds the rejects that the user should inspect
-            raise TooManyRejects(f"{draft}: {error.message}", hint=error.hint) from None
+            raise TooManyRejects(error.message, hint=f"{error.hint}; the rejects are in {draft}") from None
         except BaseException:
             if not keep_draft or not any(path.name != RUN for path in draft.iterdir()):
                 files.remove_tree(draft)

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pipeline.readers.fields import ANSWERS, QUESTIONS
+
 CHAT, PREFERENCES = "chat", "preferences"
 KINDS = (CHAT, PREFERENCES)
 FORMS = "messages, conversations, instruction/output, prompt/completion or chosen/rejected"
@@ -23,8 +25,6 @@ _ROLES = {
     **{"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"},
 }
 _LISTS = ("messages", "conversations", "conversation")
-_QUESTIONS = ("instruction", "prompt", "question", "query")
-_ANSWERS = ("output", "completion", "response", "answer")
 _INPUTS = ("input", "context")
 
 
@@ -45,14 +45,20 @@ class Refused(Exception):
 
 
 def kind_of(record: Any) -> str:
-    """Return "chat" or "preferences", the kind of a record by its fields; "" for a record of no known form."""
+    """Return "chat" or "preferences", the kind of a record by its fields; "" for a record of no known form.
+
+    A question or an answer may be empty: `turns.py` refuses it.
+    """
     if not isinstance(record, Mapping):
         return ""
     if record.get("chosen") and record.get("rejected"):
         return PREFERENCES
     if any(isinstance(record.get(name), list) for name in _LISTS):
         return CHAT
-    return CHAT if _first(record, _QUESTIONS) and _first(record, _ANSWERS) else ""
+    if _field(record, QUESTIONS) and _field(record, ANSWERS):
+        return CHAT
+    answers = [record[part] for part in ("chosen", "rejected") if part in record]
+    return PREFERENCES if len(answers) == 2 and any(answers) else ""
 
 
 def turns_of(record: Mapping[str, Any]) -> list[Turn]:
@@ -64,8 +70,8 @@ def turns_of(record: Mapping[str, Any]) -> list[Turn]:
         return _pair(record)
     messages = next((record[name] for name in _LISTS if isinstance(record.get(name), list)), None)
     if messages is None:
-        question, answer = (record[_first(record, names)] for names in (_QUESTIONS, _ANSWERS))
-        given = _text(record.get(_first(record, _INPUTS)))
+        question, answer = (record[_field(record, names)] or "" for names in (QUESTIONS, ANSWERS))
+        given = _text(record.get(_field(record, _INPUTS)))
         if isinstance(question, str) and given.strip():
             question = f"{question}\n{given}"
         messages = [*_as_messages(question, "user"), *_as_messages(answer, "assistant")]
@@ -73,10 +79,10 @@ def turns_of(record: Mapping[str, Any]) -> list[Turn]:
 
 
 def _pair(record: Mapping[str, Any]) -> list[Turn]:
-    prompt = _messages(_as_messages(record.get(_first(record, _QUESTIONS)) or [], "user"))
+    prompt = _messages(_as_messages(record.get(_field(record, QUESTIONS)) or [], "user"))
     answers = []
     for part in ("chosen", "rejected"):
-        messages = _messages(_as_messages(record[part], "assistant"))
+        messages = _messages(_as_messages(record[part] or "", "assistant"))
         answers.append(messages if messages[: len(prompt)] == prompt else [*prompt, *messages])
     chosen, rejected = (_with_system(record, messages) for messages in answers)
     if chosen[:-1] != rejected[:-1]:
@@ -85,9 +91,10 @@ def _pair(record: Mapping[str, Any]) -> list[Turn]:
     return [*turns, Turn("chosen", *chosen[-1]), Turn("rejected", *rejected[-1])]
 
 
-def _first(record: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Return the first of these fields that is present and not empty, "" if none is."""
-    return next((name for name in names if record.get(name)), "")
+def _field(record: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return the first of these fields that is not empty, else the first that is present, "" if none is."""
+    present = [name for name in names if name in record]
+    return next((name for name in present if record[name]), present[0] if present else "")
 
 
 def _as_messages(value: Any, role: str) -> list[Any]:

@@ -18,6 +18,9 @@ from pipeline.clean.parts.part import DOCUMENTS, REJECTS, SENTENCES, PartTask
 from pipeline.clean.parts.unique import drop_duplicates
 from pipeline.clean.report import render
 from pipeline.clean.report.report import CleaningReport, check_balance
+from pipeline.errors import TooManyRejects
+from pipeline.readers.documents import Reject
+from pipeline.readers.kinds import FORMATS, format_suffix
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Progress
 from pipeline.sources.inputs import InputFile
@@ -35,6 +38,7 @@ class CorpusAssembly:
         self._options = options
         self.report, self._ledger, self._records = CleaningReport(), Ledger(), 0
         self._digests: list[bytes] = []
+        self._first_bad: Reject | None = None
         self._parts: list[tuple[Path | None, tuple[FileRecord, ...]]] = []
 
     def add(self, task: PartTask, part: Part) -> None:
@@ -42,6 +46,7 @@ class CorpusAssembly:
         self._ledger.add(part.record.ledger)
         self._records += part.record.records
         self._digests.append(part.digests)
+        self._first_bad = self._first_bad or part.record.first_bad
         self._parts.append((task.folder, part.record.files))
 
     def drop_duplicates(self, tasks: Sequence[PartTask], progress: Progress, jobs: int, *, writes: bool) -> None:
@@ -98,7 +103,17 @@ class CorpusAssembly:
         for reason, dropped in report.dropped.items():
             ledger.documents.record_dropped(reason, dropped.documents)
             ledger.characters.record_dropped(reason, dropped.characters)
-        return ledger.close(max_bad=self._options.max_bad, record_count=records)
+        try:
+            return ledger.close(max_bad=self._options.max_bad, record_count=records)
+        except TooManyRejects as error:
+            first = self._first_bad
+            start = f"{_location(first)}: {first.reason}; " if first else ""
+            raise TooManyRejects(f"{start}{error.message}", hint=error.hint) from None
+
+
+def _location(reject: Reject) -> str:
+    is_record = FORMATS.get(format_suffix(reject.file)) in ("json", "parquet", "arrow")
+    return f"{reject.file}, {'record' if is_record else 'line'} {reject.line:,}"
 
 
 def _link(name: str, draft: Path, parts: Sequence[tuple[Path, tuple[FileRecord, ...]]]) -> list[FileRecord]:

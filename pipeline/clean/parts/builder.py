@@ -23,7 +23,7 @@ from pipeline.clean.worker import CleanWorker
 from pipeline.errors import CannotCreate
 from pipeline.readers.documents import Note, Reject
 from pipeline.runtime import workers
-from pipeline.runtime.ledger import Ledger
+from pipeline.runtime.ledger import BAD, Ledger
 from pipeline.runtime.progress import Advance, Progress, SilentProgress
 from pipeline.runtime.terminal import counted
 from pipeline.sources.inputs import require_unchanged
@@ -39,17 +39,18 @@ class Part(NamedTuple):
 
 @dataclass
 class PartReading:
-    """The counts of reading a part. `rejects` are those since the last task."""
+    """The counts of reading a part. `rejects` are those since the last task, `first_bad` counts towards --max-bad."""
 
     task: PartTask
     ledger: Ledger = field(default_factory=Ledger)
     report: CleaningReport = field(default_factory=CleaningReport)
     records: int = 0
     rejects: list[Reject] = field(default_factory=list)
+    first_bad: Reject | None = None
 
     def tasks(self, advance: Advance, note: Note) -> Iterator[CleanTask]:
         for entry in self.task.inputs:
-            reader = TaskReader(entry, self.task.options, self.ledger, lambda reject: self.rejects.append(reject), note)
+            reader = TaskReader(entry, self.task.options, self.ledger, self._add_reject, note)
             for task in reader.tasks(advance):
                 self.records += task.records
                 yield task
@@ -58,6 +59,11 @@ class PartReading:
             file.encoding = reader.stats.encoding
             file.bytes += entry.stamp[0]
             file.invalid_bytes, file.invalid_offset = reader.stats.errors, reader.stats.error_offset
+
+    def _add_reject(self, reject: Reject) -> None:
+        self.rejects.append(reject)
+        if not self.first_bad and reject.reason.startswith(BAD):
+            self.first_bad = reject
 
     def take_rejects(self) -> list[Reject]:
         rejects, self.rejects = self.rejects, []
@@ -126,7 +132,9 @@ def _open_part(reading: PartReading) -> Iterator[PartWriter | CandidateWriter]:
 def _finish_part(reading: PartReading, writer: PartWriter | CandidateWriter) -> Part:
     written = writer.finish(reading.take_rejects())
     reading.report.add(writer.report)  # so that the files are in input order
-    record = PartRecord(reading.task.number, reading.records, reading.ledger, reading.report, written)
+    record = PartRecord(
+        reading.task.number, reading.records, reading.ledger, reading.report, written, reading.first_bad
+    )
     if writer.folder:
         parts.write_record(writer.folder, record)
     return Part(record, bytes(writer.digests))

@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.clean.options import CleanOptions
 from pipeline.clean.report.report import CleaningReport
+from pipeline.readers.documents import Reject
 from pipeline.runtime.ledger import Ledger
 from pipeline.sources.inputs import InputFile
 from pipeline.store import files
@@ -50,7 +51,8 @@ class PartTask(msgspec.Struct, frozen=True):
 class PartRecord(msgspec.Struct, frozen=True):
     """The content of a complete part.
 
-    `records` were read, for the fraction of bad ones. `ledger` is that of reading, `report` counts the rest.
+    `records` were read, for the fraction of bad ones; `first_bad` is the first of these. `ledger` is that of reading,
+    `report` counts the rest.
     """
 
     number: int
@@ -58,6 +60,7 @@ class PartRecord(msgspec.Struct, frozen=True):
     ledger: Ledger
     report: CleaningReport
     files: tuple[FileRecord, ...]
+    first_bad: Reject | None = None
 
     def file(self, name: str) -> FileRecord:
         return next(record for record in self.files if record.name == name)

@@ -230,11 +230,18 @@ def test_too_many_bad_lines_publish_nothing_and_keep_the_rejects(root: Path, tmp
     assert not list(root.glob("corpora/sample/*/manifest.json"))
     assert not (root / "corpora" / "sample" / "current").exists()
     (draft,) = root.glob("corpora/sample/.draft-*")
-    assert str(draft) in caught.value.message
+    assert caught.value.message.startswith("some.jsonl, line 2: bad-json; 2 of 4")
+    assert str(draft) in caught.value.hint
     assert [(entry["file"], entry["line"], entry["offset"], entry["reason"]) for entry in rejects(draft)] == [
         ("some.jsonl", 2, 16, "bad-json"),
         ("some.jsonl", 3, 29, "bad-record"),
     ]
+
+
+def test_first_bad_record_of_a_json_list_is_named(root: Path, tmp_path: Path) -> None:
+    path = json_lines(tmp_path / "some.json", '[{"text":"good"}, {"text":"fine"}, {"body":"x"}]')
+    with pytest.raises(TooManyRejects, match=r"^some\.json, record 3: bad-record; 1 of 3 documents are bad"):
+        clean(root, path)
 
 
 def test_accepted_bad_lines_are_published_as_rejects(root: Path, tmp_path: Path) -> None:

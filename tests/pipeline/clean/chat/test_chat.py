@@ -98,6 +98,9 @@ WRONG = [
     ({"prompt": "x", "completion": "z", "system": 5}, "no-text"),
     ({"messages": ["hello"]}, "no-message"),
     ({"text": "a text"}, "bad-record"),
+    ({"instruction": "x", "input": "y", "output": ""}, "empty-turn"),
+    ({"prompt": "", "completion": "z"}, "empty-turn"),
+    ({"question": "x", "answer": None}, "empty-turn"),
     ({"messages": []}, "no-answer"),
 ]
 
@@ -115,14 +118,16 @@ def test_wrong_conversation_is_a_counted_reject(tmp_path: Path, record: object, 
     ("chosen", "rejected", "reason"),
     [
         ("yes", "yes", "equal-answers"),
+        ("yes", " ", "empty-turn"),
         ("yes", "", "empty-turn"),
+        ("yes", None, "empty-turn"),
         ([*ROUND], [ROUND[1], ROUND[1]], "prompts-differ"),
         ([*ROUND], [ROUND[0], ROUND[0]], "no-answer"),
     ],
 )
 def test_wrong_pair_is_a_counted_reject(tmp_path: Path, chosen: object, rejected: object, reason: str) -> None:
     good = {"prompt": "谁？", "chosen": "阿渊。", "rejected": "不知道。"}
-    wrong = {"chosen": chosen, "rejected": rejected or " "} | ({"prompt": "x"} if isinstance(chosen, str) else {})
+    wrong = {"chosen": chosen, "rejected": rejected} | ({"prompt": "x"} if isinstance(chosen, str) else {})
     corpus = clean(tmp_path, write(tmp_path / "pairs.jsonl", [good, wrong]))
     assert [entry["chosen"][-1]["content"] for entry in entries(corpus)] == ["阿渊。"]
     assert corpus.manifest.ledger["documents"]["dropped"] == {reason: 1}
@@ -130,8 +135,19 @@ def test_wrong_pair_is_a_counted_reject(tmp_path: Path, chosen: object, rejected
 
 def test_record_of_no_known_form_counts_as_bad(tmp_path: Path) -> None:
     path = write(tmp_path / "chat.jsonl", [{"messages": ROUND}, {"text": "plain"}])
-    with pytest.raises(TooManyRejects, match="1 bad-record"):
+    with pytest.raises(TooManyRejects, match="1 bad-record") as error:
         clean(tmp_path, path)
+    assert error.value.message.startswith("chat.jsonl, line 2: bad-record; 1 of 2 documents are bad")
+
+
+def test_empty_answers_do_not_end_the_command(tmp_path: Path) -> None:
+    records = [{"instruction": "x", "input": "", "output": "" if number in (4, 7) else "y"} for number in range(20)]
+    (tmp_path / "alpaca.json").write_text(json.dumps(records), encoding="utf-8")
+    corpus = clean(tmp_path, tmp_path / "alpaca.json")
+    assert corpus.manifest.ledger["documents"] == {"in": 20, "out": 18, "dropped": {"empty-turn": 2}}
+    assert [(reject["reason"], reject["line"]) for reject in rejects(corpus.path)] == [
+        ("empty-turn", 5), ("empty-turn", 8),
+    ]  # fmt: skip
 
 
 def test_files_without_conversations_are_refused(tmp_path: Path) -> None:
