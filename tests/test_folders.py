@@ -26,7 +26,7 @@ def test_clean_of_the_current_folder_says_what_is_left_out(inkstone: Inkstone, n
     for result in ("built", "unchanged"):
         outcome = inkstone("clean", ".", cwd=notes)
         assert (outcome["result"], outcome["left_out"]) == (result, LEFT_OUT)
-        assert "left out 1 of 31 files: 1 empty; folder .git/ (hidden)\n" in outcome["stderr"]
+        assert "left out 1 of 31 files: 1 empty; folder .git/ (hidden) (--json lists all)\n" in outcome["stderr"]
         assert outcome["artifact"].split("/")[1] == "my-notes"
         assert outcome["counts"]["documents"] == 30
 

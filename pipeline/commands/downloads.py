@@ -105,7 +105,7 @@ def report_left_out(settings: Settings, references: Sequence[str], sources: Sequ
     from pipeline.sources.walk import as_records, note_left_out
 
     for reference, source in zip(references, sources, strict=True):
-        note_left_out(settings.progress, source.left_out, len(source.files))
+        note_left_out(settings.progress, source.left_out, len(source.files), listed_by="--json")
         if reference in CATALOGUE and Path(reference).exists():
             settings.progress.note(f"{reference}: using the source; write ./{reference} for the path of this name")
     return as_records(entry for source in sources for entry in source.left_out)

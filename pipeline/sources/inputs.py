@@ -97,7 +97,7 @@ def gather_inputs(
     unique: dict[tuple[str, str], InputFile] = {}
     firsts = [(unique.setdefault((file.digest, file.split), file), file) for file in named]
     left_out += [LeftOut(file.name, f"same as {first.name}") for first, file in firsts if first is not file]
-    note_left_out(progress, left_out, len(unique))
+    note_left_out(progress, left_out, len(unique), listed_by="--json")
     return Inputs(list(unique.values()), left_out)
 
 

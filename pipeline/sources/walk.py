@@ -141,10 +141,12 @@ def summarize(left_out: Sequence[LeftOut], taken: int) -> str:
     return f"left out {'; '.join(lines)}"
 
 
-def note_left_out(progress: Progress, left_out: Sequence[LeftOut], taken: int) -> None:
-    """Report what was left out in one line, if anything was."""
+def note_left_out(
+    progress: Progress, left_out: Sequence[LeftOut], taken: int, *, listed_by: str = "download --dry-run --json"
+) -> None:
+    """Report what was left out in one line, if anything was. `listed_by` is the command or option that lists all."""
     if left_out:
-        progress.note(summarize(left_out, taken))
+        progress.note(f"{summarize(left_out, taken)} ({listed_by} lists all)")
 
 
 def as_records(left_out: Iterable[LeftOut]) -> list[dict[str, str]]:

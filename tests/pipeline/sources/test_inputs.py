@@ -294,7 +294,7 @@ def test_overlapping_inputs_count_once(root: Path, tmp_path: Path) -> None:
     gathered = inputs.gather_inputs(root, [str(folder), str(first), str(first)], progress, corpora=False)
     assert [file.path for file in gathered.files] == [first, second]
     assert gathered.left_out == [LeftOut("1.txt", "same as 1.txt")] * 2
-    assert progress.lines == ["left out 2 of 4 files: 2 same as 1.txt"]
+    assert progress.lines == ["left out 2 of 4 files: 2 same as 1.txt (--json lists all)"]
 
 
 def test_all_named_files_without_text_are_in_one_error(root: Path, tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_files_of_a_folder_are_chosen_and_in_natural_order(root: Path, tmp_path:
         root, [str(folder)], progress, corpora=True, include=["*.txt", "*.py"], exclude=["old*"]
     )
     assert [file.name for file in gathered.files] == ["tool.py", "第2回.txt", "第10回.txt"]
-    assert progress.lines == ["left out 1 of 4 files: 1 excluded"]
+    assert progress.lines == ["left out 1 of 4 files: 1 excluded (--json lists all)"]
 
 
 def test_downloaded_folder_has_the_order_of_the_folder(root: Path, tmp_path: Path) -> None:

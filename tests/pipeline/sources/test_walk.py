@@ -278,10 +278,10 @@ def test_file_name_that_is_not_utf_8_is_listed(folder: Path) -> None:
 def test_summary_counts_reasons_and_names_folders() -> None:
     left_out = [LeftOut(f"{number}.png", "an image") for number in range(2)]
     left_out += [LeftOut("a.txt", "empty"), LeftOut("b.txt", "a PDF"), LeftOut("c.txt", "same as d.txt")]
-    assert summarize(left_out, 30) == "left out 5 of 35 files: 2 images, 1 empty, 1 PDF, 1 same as d.txt"
+    assert summarize(left_out, 30) == "left out 5 of 35 files: 1 PDF, 2 images, 1 empty, 1 same as d.txt"
     more = [*left_out, LeftOut("e.txt", "same as f.txt"), LeftOut("old/", "excluded")]
     assert summarize(more, 30) == (
-        "left out 6 of 36 files: 2 images, 2 same as other files, 1 empty, 1 PDF; folder old/ (excluded)"
+        "left out 6 of 36 files: 1 PDF, 2 images, 2 same as other files, 1 empty; folder old/ (excluded)"
     )
     assert summarize([LeftOut("a/", "hidden"), LeftOut("b/", "hidden")], 1) == (
         "left out 2 folders: a/ (hidden), b/ (hidden)"
