@@ -15,6 +15,7 @@ import fnmatch
 import hashlib
 import mimetypes
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -24,7 +25,7 @@ from pathlib import Path
 from pipeline.errors import BadData, InkstoneError, InputMissing, NotPermitted, from_os_error
 from pipeline.readers import binary
 from pipeline.readers.compression import compression_suffix, read_blocks
-from pipeline.readers.kinds import NO_FIELD, detect_kind, has_text_suffix, without_compression
+from pipeline.readers.kinds import FORMATS, NO_FIELD, detect_kind, has_text_suffix, without_compression
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.terminal import counted
 from pipeline.sources.order import natural_key
@@ -36,9 +37,14 @@ _FOLDERS_OF_TOOLS = ("__MACOSX", "node_modules", "__pycache__")
 _EDITOR_COPIES = ("*~", "#*#", "*.swp", "*.swo")
 _SAME = "same as "
 _HEAD = 1 << 16  # bytes that are compared before files of equal size are hashed
+_MAX_OPENED = 100  # files of other suffixes that are opened for the hint of an error
 _COMPARED = 1 << 24  # bytes of a text and its compressed copy that are compared
 _MAX_DEPTH = 100  # folders within folders; resolving their paths takes time that grows with the square
 _MAX_REASONS = 6  # in the summary
+_DOCUMENTS = re.compile(  # reasons of files that hold text for people, which a user would miss most
+    r"an? (?:PDF|(?:old )?Word file|RTF file|OpenDocument file|Kindle book|DjVu file|"
+    r"\.(?:docx?|odt|rtf|pdf|wps|pages|mobi|azw3?|djvu|chm|caj|umd) file)"
+)
 
 
 @dataclass(frozen=True)
@@ -123,15 +129,21 @@ def _pointer(path: Path, kind: str) -> NotText:
 
 
 def summarize(left_out: Sequence[LeftOut], taken: int) -> str:
-    """Return one line on the entries left out beside `taken` files, for example "left out 2 of 9 files: 2 images"."""
+    """Return one line on the entries left out beside `taken` files, for example "left out 2 of 9 files: 2 images".
+
+    Documents such as .docx come first, then the commonest reasons; of the others only the kinds are named.
+    """
     counts = Counter(entry.reason for entry in left_out if not entry.name.endswith("/"))
     copies = {reason: count for reason, count in counts.items() if reason.startswith(_SAME)}
     if len(copies) > 1:
         counts = Counter({reason: count for reason, count in counts.items() if reason not in copies})
         counts[f"{_SAME}other files"] = sum(copies.values())
-    reasons = [_counted(count, reason) for reason, count in counts.most_common(_MAX_REASONS)]
-    if rest := sum(counts.values()) - sum(count for _, count in counts.most_common(_MAX_REASONS)):
-        reasons.append(f"{rest} for other reasons")
+    ranked = sorted(counts.most_common(), key=lambda item: not _DOCUMENTS.fullmatch(item[0]))
+    reasons = [_counted(count, reason) for reason, count in ranked[:_MAX_REASONS]]
+    if rest := ranked[_MAX_REASONS:]:
+        kinds = [_counted(1, reason).removeprefix("1 ").removesuffix(" file") for reason, _ in rest]
+        more = ", …" if len(kinds) > _MAX_REASONS else ""
+        reasons.append(f"{sum(count for _, count in rest):,} more ({', '.join(kinds[:_MAX_REASONS])}{more})")
     total = sum(counts.values())
     lines = [f"{total:,} of {taken + total:,} files: {', '.join(reasons)}"] if total else []
     if folders := [f"{entry.name} ({entry.reason})" for entry in left_out if entry.name.endswith("/")]:
@@ -356,9 +368,18 @@ def _nothing_left(folder: Path, left_out: Sequence[LeftOut], include: Sequence[s
             f"{folder}: no text matches --include {' '.join(include)}; {summarize(left_out, 0)}",
             hint='quote the pattern, for example --include "*.txt"',
         )
-    suffixes = Counter(Path(entry.name).suffix for entry in left_out if entry.reason.endswith(" file"))
-    suffix = suffixes.most_common(1)[0][0] if suffixes else ".py"
-    return InputMissing(
-        f"{folder}: no text in this folder; {summarize(left_out, 0)}",
-        hint=f'files of another suffix come in by --include, for example --include "*{suffix}"',
-    )
+    others = [entry.name for entry in left_out if re.fullmatch(r"a \.\S+ file", entry.reason)][:_MAX_OPENED]
+    suffixes = Counter(Path(name).suffix for name in others if _is_readable(folder / name))
+    kinds = ("txt", "md", *dict.fromkeys(kind for kind in FORMATS.values() if kind != "text"))
+    hint = f"name a folder with texts; these are read: {', '.join(f'.{kind}' for kind in kinds)}"
+    if suffixes:
+        suffix = suffixes.most_common(1)[0][0]
+        hint = f'files of another suffix come in by --include, for example --include "*{suffix}"'
+    return InputMissing(f"{folder}: no text in this folder; {summarize(left_out, 0)}", hint=hint)
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        return not detect_kind(path).problem
+    except OSError:
+        return False

@@ -268,6 +268,14 @@ def test_folder_without_text_says_what_was_left_out(folder: Path) -> None:
         walk(folder, include=["*.py"])
 
 
+def test_folder_of_images_and_binary_data_is_not_offered_include(folder: Path) -> None:
+    write(folder, a__png=PNG, b__db=PDF)
+    with pytest.raises(InputMissing, match=r"no text in this folder; left out 2 of 2 files") as caught:
+        walk(folder)
+    assert "--include" not in caught.value.hint
+    assert "these are read: .txt, .md, .html, .jsonl, .epub" in caught.value.hint
+
+
 def test_file_name_that_is_not_utf_8_is_listed(folder: Path) -> None:
     write_file(folder, "a.txt", "a")
     with open(os.fsencode(folder) + b"/d\xca\xe9.bin", "wb") as file:
