@@ -347,7 +347,7 @@ def _write(work: _Work, progress: Progress, jobs: int, open_engine: OpenEngine |
                 progress,
             )
             units = writer.finish()
-    content = content_of(units, tokenizer, work.dtype, options.max_bad, work.rule, overlap)
+    content = content_of(units, work.sources, tokenizer, work.dtype, options.max_bad, work.rule, overlap)
     _check_unknown(content.counts, work.inputs, tokenizer, options)
     if overlap and overlap.count:
         progress.note(

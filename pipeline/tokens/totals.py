@@ -8,10 +8,11 @@ from typing import Any
 
 import msgspec
 
-from pipeline.errors import BadData
+from pipeline.errors import BadData, TooManyRejects
 from pipeline.readers.detection.common_characters import SIMPLIFIED, TRADITIONAL
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.terminal import counted
+from pipeline.sources.inputs import InputFile
 from pipeline.store.artifact import StageOutput
 from pipeline.tokenizers import Tokenizer
 from pipeline.tokens.overlap import Overlap
@@ -27,6 +28,7 @@ _SCRIPT_RATIO = 10  # characters of one script in a vocabulary, for one of the o
 
 def content_of(
     units: Sequence[UnitRecord],
+    sources: Sequence[tuple[int, InputFile, Any]],
     tokenizer: Tokenizer,
     dtype: str,
     max_bad: float,
@@ -51,7 +53,7 @@ def content_of(
             split_counts[name] = split_counts.get(name, 0) + losses
         for name, count in record.sets.items():
             sets[name] = sets.get(name, 0) + count
-    closed = ledger.close(max_bad=max_bad)
+    closed = _close(ledger, units, sources, max_bad)
     for split in SPLITS if rule or any(record.split == "val" for record in units) else SPLITS[:1]:
         if not split_counts[f"{split}_tokens"]:
             raise _empty_split(split, ledger)
@@ -85,6 +87,17 @@ def content_of(
         counts["rewritten_characters"] = sum(differences.rewritten.values())
         counts |= {"rewrites": dict(commonest), "changed_documents": differences.changed}
     return StageOutput(counts, closed, hashed=[file for record in units for file in record.files])
+
+
+def _close(
+    ledger: Ledger, units: Sequence[UnitRecord], sources: Sequence[tuple[int, InputFile, Any]], max_bad: float
+) -> dict[str, Any]:
+    """Close the ledger of all units. Its error for too many bad documents names the first file with one."""
+    try:
+        return ledger.close(max_bad=max_bad)
+    except TooManyRejects as error:
+        first = next(record.file for record in units if record.ledger.documents.bad)
+        raise TooManyRejects(f"{sources[first][1].path}: {error.message}", hint=error.hint) from None
 
 
 def _empty_split(split: str, ledger: Ledger) -> BadData:

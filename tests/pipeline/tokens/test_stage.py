@@ -408,7 +408,7 @@ def test_broken_lines_are_counted_and_rejected(tmp_path: Path, root: Path) -> No
 
 
 def test_too_many_broken_lines_publish_nothing(tmp_path: Path, root: Path) -> None:
-    with pytest.raises(TooManyRejects, match="1 of 5 documents are bad") as caught:
+    with pytest.raises(TooManyRejects, match=r"/broken\.jsonl: 1 of 5 documents are bad") as caught:
         run(root, broken(tmp_path))
     assert caught.value.exit_code == 11
     assert nothing_published(root)
