@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.config import GPTConfig, Preset, TrainConfig
-from pipeline.errors import BadConfig
+from pipeline.errors import BadConfig, suggestion
 from pipeline.runtime.terminal import about
 
 PRESETS: dict[str, Preset] = {
@@ -221,7 +221,9 @@ PRESETS: dict[str, Preset] = {
 def get_preset(name: str) -> Preset:
     """Return the preset with that name. Raises BadConfig if there is none."""
     if name not in PRESETS:
-        raise BadConfig(f"no preset {name!r}", hint=f"use one of: {', '.join(PRESETS)}")
+        raise BadConfig(
+            f"no preset {name!r}", hint=f"{suggestion(name, PRESETS)}use one of: {', '.join(sorted(PRESETS))}"
+        )
     return PRESETS[name]
 
 

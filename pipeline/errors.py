@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 DISTRIBUTION = "inkstone-gpt"  # the name that pip installs
@@ -48,6 +49,14 @@ class InkstoneError(Exception):
 def install_command(extra: str) -> str:
     """Return the command that installs an optional extra, for a checkout or for an installed package."""
     return f"pip install -e '.[{extra}]'" if _IS_CHECKOUT else f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """Return "did you mean NAME? " with the most similar of `names`, as the beginning of a hint; "" if none is."""
+    import difflib
+
+    similar = difflib.get_close_matches(name, [other for other in names if other != name], 1)
+    return f"did you mean {similar[0]}? " if similar else ""
 
 
 def missing_package(package: str) -> BadConfig:

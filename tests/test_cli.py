@@ -251,7 +251,7 @@ BAD_INPUT = [
     (("train", "{one}"), 78, "`inkstone start "),
     (("train", "novel.txt"), 78, "`inkstone start novel.txt`"),
     (("train", "book", "--tokens", "book"), 78, "name the tokens once"),
-    (("train", "--tokens", "book", "--preset", "gpt5"), 78, "use one of: mini"),
+    (("train", "--tokens", "book", "--preset", "gpt5"), 78, "use one of: 13m"),
     (("train", "--tokens", "book", "--preset", "gpt2-124m"), 65, "too few for a block of 1024"),
     (("train", "--tokens", "book", "--set", "width"), 78, "key=value"),
     (("train", "--tokens", "book", "--steps", "3", "--minutes", "1"), 78, "exclude each other"),

@@ -29,6 +29,7 @@ from pipeline.errors import (
     TooManyRejects,
     TryAgain,
     UpstreamChanged,
+    suggestion,
 )
 from pipeline.store import files, locks, remote
 from pipeline.store.drafts import finish_killed, prepare_draft, replace_generation, unread, write_run
@@ -53,6 +54,7 @@ from pipeline.store.manifest import (
     Identity,
     Input,
     Manifest,
+    build_hint,
     check_name,
     path_of_ref,
     read_manifest,
@@ -303,10 +305,10 @@ def find(root: Path, kind: str, reference: str) -> Artifact:
             if artifact.manifest.kind != kind:
                 raise InputMissing(f"{path}: expected an artifact of kind {kind}, got {artifact.manifest.kind}")
             return artifact
-    available = ", ".join(list_names(root, kind)) or "none yet"
+    names = list_names(root, kind)
     raise InputMissing(
         f"no {reference!r} among the {kind} in {root}",
-        hint=f"available: {available}; `{BUILD_COMMANDS[kind]}` creates one",
+        hint=f"{suggestion(name, names)}available: {', '.join(names) or 'none yet'}; {build_hint(kind)}",
     )
 
 
@@ -319,7 +321,7 @@ def latest(root: Path, kind: str, *, exclude: str = "") -> Artifact:
     names = [name for name in names_newest_first(root, kind) if name != exclude]
     artifact = current(root, kind, names[0]) if names else None
     if not artifact:
-        raise InputMissing(f"no {kind} in {root} yet", hint=f"`{BUILD_COMMANDS[kind]}` creates one")
+        raise InputMissing(f"no {kind} in {root} yet", hint=build_hint(kind))
     return artifact
 
 

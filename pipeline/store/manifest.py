@@ -109,6 +109,11 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.counts
 
 
+def build_hint(kind: str) -> str:
+    """Return the hint for an artifact that is missing; for a run also the command that needs no other artifact."""
+    return f"`{BUILD_COMMANDS[kind]}` creates one" + (", `start FILE` from any text" if kind == "runs" else "")
+
+
 class _Schema(msgspec.Struct):
     """The only field that manifests of every version have."""
 

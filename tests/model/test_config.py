@@ -71,7 +71,10 @@ def test_differences_list_fields_with_both_values() -> None:
 def test_an_unknown_preset_raises_with_the_known_ones() -> None:
     with pytest.raises(BadConfig, match="no preset 'gpt5'") as caught:
         get_preset("gpt5")
-    assert "shuihu-8m-rope" in caught.value.hint
+    assert caught.value.hint.startswith("use one of: 13m, 2b, babygpt, bigram, ")  # in alphabetical order
+    with pytest.raises(BadConfig, match="no preset 'smal'") as caught:
+        get_preset("smal")
+    assert caught.value.hint.startswith("did you mean small? use one of: ")
 
 
 def test_overrides_are_converted_and_reach_model_and_training() -> None:

@@ -681,6 +681,16 @@ def test_artifact_is_found_by_name_key_and_path(root: Path, monkeypatch: pytest.
     assert artifact.find(root, "corpora", f"./{BOOK.key}") == old
 
 
+def test_error_of_missing_artifact_suggests_a_similar_name_and_a_first_command(root: Path) -> None:
+    with pytest.raises(InputMissing, match="none yet; `train` creates one, `start FILE` from any text"):
+        artifact.find(root, "runs", "bob")
+    with pytest.raises(InputMissing, match="`start FILE` from any text"):
+        artifact.latest(root, "runs")
+    artifact.build(root, BOOK, writes("一"))
+    with pytest.raises(InputMissing, match=r"did you mean shuihu\? available: shuihu;"):
+        artifact.find(root, "corpora", "shuhu")
+
+
 def test_error_of_missing_artifact_lists_available_ones(root: Path) -> None:
     with pytest.raises(InputMissing, match=r"none yet; `clean` creates one") as caught:
         artifact.find(root, "corpora", "honglou")
@@ -688,7 +698,7 @@ def test_error_of_missing_artifact_lists_available_ones(root: Path) -> None:
     artifact.build(root, BOOK, writes("一"))
     artifact.build(root, changed(name="水浒"), writes("一"))
     for reference in ("honglou", "corpora/honglou", "shuihu/0000000000000000", str(root / "nowhere"), ""):
-        with pytest.raises(InputMissing, match="available: shuihu, 水浒; `clean` creates one"):
+        with pytest.raises(InputMissing, match=r"\(available: shuihu, 水浒; `clean` creates one"):
             artifact.find(root, "corpora", reference)
 
 
