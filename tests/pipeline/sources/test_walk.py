@@ -296,6 +296,25 @@ def test_summary_counts_reasons_and_names_folders() -> None:
     )
 
 
+def test_summary_names_documents_first_and_every_kind() -> None:
+    kinds = [
+        "empty",
+        "hidden",
+        "an image",
+        "a backup",
+        "a PDF",
+        "no text field",
+        "a .docx file",
+        "a .py file",
+        "artifacts",
+    ]
+    left_out = [LeftOut(f"{reason}{n}", reason) for reason in kinds for n in range(1 if " ." in reason else 2)]
+    assert summarize(left_out, 1) == (
+        "left out 16 of 17 files: 2 PDFs, 1 .docx file, 2 empty, 2 hidden, 2 images, 2 backups, "
+        "5 more (no text field, artifacts, .py)"
+    )
+
+
 @pytest.mark.parametrize(("content", "problem"), [(b"", "the file is empty"), (PDF, "a PDF, not text")])
 def test_named_file_that_is_no_text_is_an_error(tmp_path: Path, content: bytes, problem: str) -> None:
     path = write_file(tmp_path, "a.txt", content)
