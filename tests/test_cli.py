@@ -209,7 +209,7 @@ def broken_inputs(folder: Path) -> dict[str, Path]:
 
 
 BAD_INPUT = [
-    (("download", "{missing}"), 66, "neither a source nor a path"),
+    (("download", "{missing}"), 66, "neither a path nor a source"),
     (("download", "pile"), 78, "--shards"),
     (("download", "pile", "--shards", "44"), 78, "got '44'"),
     (("download", "sample", "--shards", "0"), 78, "--shards"),

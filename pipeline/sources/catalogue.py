@@ -10,13 +10,14 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
-from pipeline.errors import BadConfig, InputMissing
+from pipeline.errors import BadConfig, InputMissing, suggestion
 from pipeline.runtime.redaction import redact_url
 from pipeline.runtime.regular_file import regular_file, require_utf8
 from pipeline.sources import dataset as datasets
@@ -328,4 +329,22 @@ def _local(
         origin = os.path.abspath(path)
         name = _own_name(os.path.basename(origin))
         return Source(name, files, left_out=tuple(data.left_out), origin=origin, folders=(("", path),))
-    raise InputMissing(f"{path}: neither a source nor a path", hint=f"sources: {_SOURCES}, a URL, a file, or a folder")
+    expected = (
+        "check the path, or see `download --list` for sources"
+        if is_like_path(str(path))
+        else f"sources: {_SOURCES}, a URL, a file, or a folder"
+    )
+    raise InputMissing(f"{path}: neither a path nor a source", hint=f"{similar_path(str(path))}{expected}")
+
+
+def is_like_path(reference: str) -> bool:
+    """Return True if a name with which nothing was found was meant as a path: it has a slash or a suffix."""
+    return "/" in reference or Path(reference).suffix != ""
+
+
+def similar_path(reference: str) -> str:
+    """Return a suggestion for the hint of a name with which nothing was found: an entry of its folder, or a source."""
+    names = [] if "/" in reference else list(CATALOGUE)
+    with suppress(OSError):
+        names += sorted(os.listdir(Path(reference).parent))
+    return suggestion(Path(reference).name, names)

@@ -7,7 +7,7 @@ when they are written; those of other local files are cached (hashes.py).
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from pipeline.readers import corpora as corpus_files
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.regular_file import regular_file, require_utf8
 from pipeline.sources.cache import RawFile, is_intact, read_lock_file, source_folder
-from pipeline.sources.catalogue import CATALOGUE, resolve_source
+from pipeline.sources.catalogue import CATALOGUE, is_like_path, resolve_source, similar_path
 from pipeline.sources.dataset import PREFIX
 from pipeline.sources.hashes import Stamp, file_stamp, local_hashes
 from pipeline.sources.objects.fetch import fetch_objects
@@ -28,6 +28,11 @@ from pipeline.store.bucket import is_url
 from pipeline.store.manifest import Input, is_valid_name
 
 _MAX_NAMED = 8  # files in an error
+_CHECK_NAMES = "check the names, or run `status` to list artifacts and sources"
+
+
+class NoSuchInput(InputMissing):
+    """A name that is neither a path nor anything in the artifacts folder."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +75,13 @@ def gather_inputs(
 ) -> Inputs:
     """Return the files that all `references` name, in their order; what is left out is reported in one line.
 
-    The same text a second time is left out. Raises the errors of `resolve_inputs`, and NotText for all files together
-    that are named and hold no text.
+    The same text a second time is left out. Raises the errors of `resolve_inputs`, with all names together that do not
+    exist, and NotText for all files together that are named and hold no text.
     """
     named: list[InputFile] = []
     left_out: list[LeftOut] = []
     unreadable: list[NotText] = []
+    missing: dict[str, NoSuchInput] = {}
     for reference in references:
         try:
             with progress.wait(f"hashing the files of {reference}"):
@@ -90,8 +96,12 @@ def gather_inputs(
                     left_out=left_out,
                     progress=progress,
                 )
+        except NoSuchInput as error:
+            missing[reference] = error
         except NotText as error:
             unreadable.append(error)
+    if missing:
+        raise _missing(missing)
     if unreadable:
         raise _not_text(unreadable)
     unique: dict[tuple[str, str], InputFile] = {}
@@ -99,6 +109,15 @@ def gather_inputs(
     left_out += [LeftOut(file.name, f"same as {first.name}") for first, file in firsts if first is not file]
     note_left_out(progress, left_out, len(unique), listed_by="--json")
     return Inputs(list(unique.values()), left_out)
+
+
+def _missing(errors: Mapping[str, NoSuchInput]) -> InputMissing:
+    if len(errors) == 1:
+        return next(iter(errors.values()))
+    similar = {name: similar_path(name).rstrip() for name in list(errors)[:_MAX_NAMED]}
+    names = ", ".join(f"{name} ({text})" if text else name for name, text in similar.items())
+    more = f" and {len(errors) - _MAX_NAMED} more" if len(errors) > _MAX_NAMED else ""
+    return InputMissing(f"{len(errors)} inputs do not exist: {names}{more}", hint=_CHECK_NAMES)
 
 
 def _not_text(errors: Sequence[NotText]) -> NotText:
@@ -173,9 +192,11 @@ def _no_input(reference: str, corpora: bool) -> InputMissing:
     if source in CATALOGUE:
         command = "download pile --shards 0,val" if source == "pile" else f"download {source}"
         return InputMissing(f"the source {source} is not downloaded yet", hint=f"run `{command}` first")
-    kinds = "no corpus, no downloaded source and no path" if corpora else "no downloaded source and no path"
-    return InputMissing(
-        f"{reference}: {kinds} has this name", hint="check the name, or run `status` to list artifacts and sources"
+    kinds = ("corpus", "downloaded source") if corpora else ("downloaded source",)
+    ranked = ("file or folder", *kinds) if is_like_path(reference) else (*kinds, "file or folder")
+    *first, last = (f"no {kind}" for kind in ranked)
+    return NoSuchInput(
+        f"{reference}: {', '.join(first)} and {last} has this name", hint=f"{similar_path(reference)}{_CHECK_NAMES}"
     )
 
 

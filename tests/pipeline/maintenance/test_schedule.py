@@ -249,7 +249,7 @@ def test_check_runs_the_command_dry_in_an_empty_environment(
         assert process.stdout.splitlines()[-1].startswith("needs ")
     else:
         assert process.returncode == 66
-        assert process.stderr.startswith(f"error: {job.recipe.parent / 'book.txt'}: neither a source nor a path")
+        assert process.stderr.startswith(f"error: {job.recipe.parent / 'book.txt'}: neither a path nor a source")
     assert not (job.root / "raw").exists()
 
 

@@ -197,8 +197,11 @@ def test_folder_without_data_and_missing_path_raise_input_missing(tmp_path: Path
     with pytest.raises(InputMissing, match="no file in this folder") as caught:
         resolve_source(str(tmp_path), environment={})
     assert caught.value.exit_code == 66
-    for reference in (str(tmp_path / "nowhere"), "honglou", "ftp://example.org/a.txt"):
-        with pytest.raises(InputMissing, match="pile, shuihu, song-ci, tang"):
+    for reference, hint in (
+        *((str(tmp_path / "nowhere"), "check the path"), ("honglou", "pile, shuihu, song-ci, tang")),
+        *(("shuihuu", r"did you mean shuihu\? sources: "), ("ftp://example.org/a.txt", "`download --list`")),
+    ):
+        with pytest.raises(InputMissing, match=hint):
             resolve_source(reference, environment={})
 
 

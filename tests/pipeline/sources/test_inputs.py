@@ -164,10 +164,20 @@ def test_part_of_a_missing_source_names_the_download_command(root: Path) -> None
 
 
 def test_unknown_name_raises_input_missing(root: Path) -> None:
-    with pytest.raises(InputMissing, match="no corpus, no downloaded source and no path"):
+    with pytest.raises(InputMissing, match="no corpus, no downloaded source and no file or folder has this name"):
         inputs.resolve_inputs(root, "honglou", corpora=True)
-    with pytest.raises(InputMissing, match="no downloaded source and no path"):
+    with pytest.raises(InputMissing, match="no file or folder and no downloaded source has this name"):
         inputs.resolve_inputs(root, "../honglou", corpora=False)
+
+
+def test_all_missing_names_are_in_one_error_with_similar_ones(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "mixed.txt").write_text("text")
+    one, two = str(tmp_path / "mixd.txt"), str(tmp_path / "nothing.json")
+    with pytest.raises(InputMissing, match=r"2 inputs do not exist: .*/mixd.txt \(did you mean mixed.txt\?\), .*json "):
+        inputs.gather_inputs(root, [one, str(tmp_path / "mixed.txt"), two], SilentProgress(), corpora=False)
+    with pytest.raises(InputMissing, match=r"did you mean mixed.txt\? check the names") as caught:
+        inputs.gather_inputs(root, [one], SilentProgress(), corpora=False)
+    assert caught.value.exit_code == 66
 
 
 def test_folder_without_data_has_its_own_message(root: Path, tmp_path: Path) -> None:
