@@ -37,7 +37,7 @@ _ABOUT = {  # names of fields about a text, never chosen by themselves
     *_TITLES,
     *_ORIGINS,
     *_PROSE,
-    *("authors", "category", "date", "file", "filename", "id", "label", "lang", "language"),
+    *("authors", "category", "cell_type", "date", "file", "filename", "id", "label", "lang", "language"),
     *("license", "link", "name", "path", "source", "split", "tags", "time"),
     *("timestamp", "topic", "type", "uri", "url", "uuid"),
 }
@@ -108,7 +108,7 @@ def choose(records: Sequence[Mapping[str, Any]], requested: Sequence[str] = ()) 
     sizes = _string_sizes(records)
     total = sum(sizes.values())
     for name, size in sizes.items():
-        if 2 * size > total and not _is_about(name):
+        if 2 * size > total and not _is_about(name, records):
             return FieldChoice((name,))
     raise _no_field(TEXT, records)
 
@@ -218,7 +218,9 @@ def _as_text(value: Any) -> str | None:
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value:
-        return "\n".join(value) if all(isinstance(item, str) for item in value) else _as_turns(value)
+        if not all(isinstance(item, str) for item in value):
+            return _as_turns(value)
+        return ("" if value[0].endswith("\n") else "\n").join(value)  # lines of notebooks have their line breaks
     return None
 
 
@@ -263,15 +265,23 @@ def _leaves(record: Mapping[str, Any], prefix: str, depth: int) -> Iterator[tupl
             yield f"{prefix}{name}", value
 
 
-def _is_about(name: str) -> bool:
-    return name.rpartition(".")[2].lower() in _ABOUT
+def _is_about(name: str, records: Sequence[Mapping[str, Any]]) -> bool:
+    """Return True for a field about the text. A `source` of several lines is the text itself, as in notebooks."""
+    last = name.rpartition(".")[2].lower()
+    return last in _ABOUT and not (last == "source" and any("\n" in text for text in _texts(name, records)))
+
+
+def _texts(name: str, records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    return (_as_text(_lookup(record, name)) or "" for record in records)
 
 
 def _is_prose(name: str, records: Sequence[Mapping[str, Any]]) -> bool:
     """Return True for a field that is no title or data about the text, and has letters."""
-    if name.partition(".")[0] in BESIDE_TEXT or (_is_about(name) and name.rpartition(".")[2].lower() not in _PROSE):
+    if name.partition(".")[0] in BESIDE_TEXT or (
+        _is_about(name, records) and name.rpartition(".")[2].lower() not in _PROSE
+    ):
         return False
-    return any(any(map(str.isalpha, _as_text(_lookup(record, name)) or "")) for record in records)
+    return any(any(map(str.isalpha, text)) for text in _texts(name, records))
 
 
 def _has_conversations(records: Sequence[Mapping[str, Any]]) -> bool:
@@ -288,9 +298,12 @@ def _no_field(name: str, records: Sequence[Mapping[str, Any]]) -> BadData:
     names = list(dict.fromkeys(name for record in records for name, _ in _leaves(record, "", _DEPTH)))
     listed = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
     sizes = _string_sizes(records)
-    likely = {field: size for field, size in sizes.items() if size and not _is_about(field)}
-    likely = {field: size for field, size in likely.items() if 10 * size >= max(likely.values())}
-    suggested = [*likely] or sorted(filter(sizes.get, sizes), key=lambda field: -sizes[field])[:1]
+    likely = {field: size for field, size in sizes.items() if size and not _is_about(field, records)}
+    longest = max(sizes, key=lambda field: sizes[field], default="")
+    if any(" " in text for text in _texts(longest, records)):  # not an address, which would be no text to propose
+        likely = {field: size for field, size in likely.items() if _MUCH * size >= sizes[longest]}
+    likely = {field: size for field, size in likely.items() if _MUCH * size >= max(likely.values())}
+    suggested = [*likely] or [longest][: sizes.get(longest, 0)]
     if not suggested:
         return BadData(f"no field {name}; fields: {listed or 'none'}", hint="no field holds text")
     if len(suggested) > _NAMES_SHOWN:

@@ -57,6 +57,27 @@ def test_missing_field_names_the_fields_that_are_there(
     assert hint in caught.value.hint
 
 
+def test_source_of_several_lines_is_the_text_of_a_notebook() -> None:
+    cell = {"cell_type": "code", "metadata": {}, "outputs": [], "source": ["import os\n", "print(os.name)"]}
+    choice = choose([cell, cell | {"source": "# Title"}])
+    assert choice.names == ("source",)
+    assert choice.text_of(cell) == "import os\nprint(os.name)"
+    assert note_on(choice, [cell]) == "text from field source"
+
+
+@pytest.mark.parametrize(
+    ("record", "hint"),
+    [
+        ({"kind": "a", "description": PROSE, "n": "1"}, "pass --text-field description"),
+        ({"kind": "a", "url": PROSE.replace(" ", "")}, "pass --text-field kind"),
+    ],
+)
+def test_field_with_by_far_the_most_text_is_proposed(record: dict[str, Any], hint: str) -> None:
+    with pytest.raises(BadData) as caught:
+        choose([record])
+    assert caught.value.hint == hint
+
+
 @pytest.mark.parametrize(
     ("record", "note"),
     [
