@@ -65,7 +65,14 @@ def text_fields(entries: Sequence[Any]) -> tuple[str, ...]:
 
 
 def _has_text(entry: dict[str, Any]) -> bool:
-    return any(name in entry for name in _TEXT_FIELDS)
+    return any(name in entry and _may_be_text(entry[name]) for name in _TEXT_FIELDS)
+
+
+def _may_be_text(value: Any) -> bool:
+    """Return False for objects of another shape, such as those of `{"content": {"text": "…"}}`."""
+    if isinstance(value, list):
+        return not value or any(map(_may_be_text, value))
+    return _has_text(value) if isinstance(value, dict) else True
 
 
 def _read_entry(entry: Any, context: _Context, output: _Documents) -> None:

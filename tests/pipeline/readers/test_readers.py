@@ -162,6 +162,15 @@ def test_field_of_the_text_is_said_of_json_and_json_lines(tmp_path: Path, name: 
     assert read(file_of(tmp_path, name, data))[2] == ["text from field content"]
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_text_in_an_object_within_content_is_found(tmp_path: Path, name: str) -> None:
+    records = [{"author": None, "title": None, "content": {"text": text, "meta": {"n": "1"}}} for text in PROSE]
+    data = json.dumps(records) if name == "a.json" else lines_of(records)
+    documents, _, notes = read(file_of(tmp_path, name, data))
+    assert [document.text for document in documents] == list(PROSE)
+    assert notes == ["text from field content.text"]
+
+
 def test_lists_of_a_json_object_that_are_not_read_are_said(tmp_path: Path) -> None:
     value = {"train": [{"story": text} for text in PROSE], "test": [{"story": PROSE[0]}]}
     assert read(file_of(tmp_path, "a.json", json.dumps(value)))[2] == [
