@@ -20,11 +20,12 @@ from typing import Any
 
 from pipeline.errors import TryAgain
 from pipeline.runtime.redaction import redact
-from pipeline.runtime.terminal import json_line, printable
+from pipeline.runtime.terminal import data_size, json_line, printable
 
 Advance = Callable[[int], None]
 _HEARTBEAT = 60.0  # seconds
 _PATIENCE = 2.0  # seconds without a report, after which a wait is explained
+_RATED_BYTES = 1_000_000  # and more: of less, a rate says how long the processes took to start
 
 
 class Progress:
@@ -122,8 +123,8 @@ class LineProgress(Progress):
 
         yield advance
         seconds = max(time.monotonic() - start, 1e-9)
-        megabytes = processed / 1e6
-        self.note(f"{title}: {megabytes:,.1f} MB in {seconds:.1f} s ({megabytes / seconds:,.1f} MB/s)")
+        rate = f" ({data_size(processed / seconds)}/s)" if processed >= _RATED_BYTES else ""
+        self.note(f"{title}: {data_size(processed)} in {seconds:.1f} s{rate}")
 
 
 class BarProgress(LineProgress):

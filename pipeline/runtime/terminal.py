@@ -64,6 +64,13 @@ def about(count: int) -> str:
     return f"about {int(float(f'{count:.1e}')):,}"
 
 
+def data_size(count: float) -> str:
+    """Return a number of bytes with its unit: "999 bytes", "42 kB", "1.5 MB"."""
+    if count < 1000:
+        return counted(int(count), "bytes")
+    return f"{count / 1e3:.0f} kB" if count < 999_500 else f"{count / 1e6:,.1f} MB"
+
+
 def sparkline(values: Sequence[float]) -> str:
     """Return numbers as one character each, from the lowest to the highest; of many, `SPARKS` at equal distances."""
     count = len(values)

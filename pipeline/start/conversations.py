@@ -11,7 +11,7 @@ from pipeline.clean.chat.formats import FORMS, HELD_OUT, PREFERENCES, Refused, k
 from pipeline.errors import BadData
 from pipeline.readers import fields, readers
 from pipeline.runtime.ledger import Ledger
-from pipeline.runtime.terminal import counted
+from pipeline.runtime.terminal import counted, data_size
 from pipeline.start.decide import InputOptions, Lines
 
 _PROMPTS = 3
@@ -79,7 +79,7 @@ def recipe_sections(
 def describe(conversations: Conversations, sources: Sequence[str], parent: str, minutes: float | None) -> Lines:
     """Return the lines of the plan, as headings and contents."""
     task = "dpo" if conversations.kind == PREFERENCES else "sft"
-    size = f"{conversations.bytes / 1e6:.1f} MB"
+    size = data_size(conversations.bytes)
     length = f"{counted(minutes, 'minutes')} (--minutes)" if minutes else "epochs by the size of the text"
     return [
         ("text", f"{', '.join(sources)} {size}; {counted(conversations.records, conversations.noun)}"),

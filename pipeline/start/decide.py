@@ -13,7 +13,7 @@ from pipeline.clean.report import sentencepiece_flags
 from pipeline.clean.report.sentencepiece_flags import Flags, LineStats
 from pipeline.errors import BadData
 from pipeline.runtime.ledger import DEFAULT_MAX_BAD
-from pipeline.runtime.terminal import counted
+from pipeline.runtime.terminal import counted, data_size
 from pipeline.start import survey as surveys
 from pipeline.start.survey import InputSummary, Survey
 from pipeline.tokens.stage import DEFAULT_VAL_FRACTION
@@ -23,7 +23,6 @@ _CHARACTERS_PER_TOKEN = (3.4, 1.3)  # of text that is too short for a vocabulary
 _TRAINED = 400_000  # characters of the sample, which take half a second
 _LINE = re.compile(r"[^\n]{1,1000}")
 _POSSIBLE_SIZE = re.compile(r"value <= (\d+)")
-_MEGABYTE = 1_000_000
 _KINDS = {
     "md": "Markdown",
     "markdown": "Markdown",
@@ -132,7 +131,7 @@ def describe(text: Survey, vocabulary: int) -> Lines:
         ("text", f"{inputs}; {_describe_scripts(text)}"),
         ("cleaning", _describe_cleaning(text)),
         ("held out", _describe_split(text)),
-        ("tokens", f"BPE, about {vocabulary:,} pieces (chosen for {_size(text.bytes)})"),
+        ("tokens", f"BPE, about {vocabulary:,} pieces (chosen for {data_size(text.bytes)})"),
     ]
 
 
@@ -145,7 +144,7 @@ def _describe_input(entry: InputSummary) -> str:
     encodings = [name for name in entry.encodings if name not in ("utf-8", "ascii")]
     encoding = f" in {', '.join(encodings)}" if encodings else ""
     notes = f" ({'; '.join(dict.fromkeys(entry.notes))})" if entry.notes else ""
-    return f"{entry.reference}{files} {_size(entry.bytes)}{documents}{encoding}{notes}"
+    return f"{entry.reference}{files} {data_size(entry.bytes)}{documents}{encoding}{notes}"
 
 
 def _describe_scripts(text: Survey) -> str:
@@ -167,9 +166,3 @@ def _describe_split(text: Survey) -> str:
     if text.documents < FEW_DOCUMENTS:
         return f"{share}: stretches of the text, since there are few documents ({text.documents:,})"
     return f"{share}: whole documents of about {text.documents:,}"
-
-
-def _size(count: int) -> str:
-    if count < 1000:
-        return f"{count} bytes"
-    return f"{count / 1000:.0f} kB" if count < _MEGABYTE / 10 else f"{count / _MEGABYTE:,.1f} MB"

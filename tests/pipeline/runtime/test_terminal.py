@@ -119,6 +119,22 @@ def test_log_file_has_no_control_characters(tmp_path: Path) -> None:
     assert not RAW.search(line)
 
 
+@pytest.mark.parametrize(
+    ("count", "shown"), [(0, "0 bytes"), (1, "1 byte"), (87, "87 bytes"), (42_400, "42 kB"), (999_700, "1.0 MB")]
+)
+def test_small_sizes_are_not_rounded_to_nothing(count: int, shown: str) -> None:
+    assert terminal.data_size(count) == shown
+
+
+def test_rate_of_a_small_input_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    for count in (29, 3_000_000):
+        with LineProgress().bar("clean", None) as advance:
+            advance(count)
+    small, large = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"clean: 29 bytes in \d+\.\d s", small)
+    assert re.fullmatch(r"clean: 3\.0 MB in \d+\.\d s \([\d,.]+ MB/s\)", large)
+
+
 def test_bar_takes_a_title_with_markup_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     with BarProgress().bar("a[/b]\x1bc.txt", 10) as advance:
         advance(10)
