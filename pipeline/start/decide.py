@@ -164,5 +164,5 @@ def _describe_cleaning(text: Survey) -> str:
 def _describe_split(text: Survey) -> str:
     share = f"{100 * DEFAULT_VAL_FRACTION:g} %, chosen by hash"
     if text.documents < FEW_DOCUMENTS:
-        return f"{share}: stretches of the text, since there are few documents ({text.documents:,})"
+        return f"{share}: stretches of the text, or whole chapters if there are many"
     return f"{share}: whole documents of about {text.documents:,}"
