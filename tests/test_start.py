@@ -19,6 +19,7 @@ from model.training import baselines
 from model.training.baselines import Baselines
 from pipeline.refresh import recipe as recipes
 from pipeline.refresh.recipe import DownloadSection, Recipe, SampleSection, TrainSection
+from pipeline.start import recipe_file
 from pipeline.store import artifact
 from tests.conftest import Inkstone
 
@@ -75,6 +76,7 @@ def test_any_text_becomes_a_model_and_more_text_continues_it(tmp_path: Path, roo
     assert recipe.read_text(encoding="utf-8").endswith("# my own remark\n")
     assert '"more.txt"' in recipe.read_text(encoding="utf-8")
 
+    assert "from the last run" in inkstone("start", "--name", "mixed", "--plan", cwd=tmp_path)["plan"][-1]
     again = inkstone("start", "--name", "mixed", cwd=tmp_path)
     assert again["result"] == "unchanged"
     assert inkstone("refresh", "mixed.toml", cwd=tmp_path)["result"] == "unchanged"
@@ -210,6 +212,13 @@ def test_name_that_is_taken_gets_a_number_and_a_line_says_why(tmp_path: Path, in
     second = inkstone("start", "novel.txt", "--plan", cwd=tmp_path)
     assert second["plan"][-1].endswith("novel-2.toml")
     assert "the name novel is taken by corpora/novel: this is novel-2" in second["stderr"]
+
+
+def test_plan_of_a_recipe_says_if_there_is_no_earlier_run(tmp_path: Path, inkstone: Inkstone) -> None:
+    (tmp_path / "novel.txt").write_text(prose(1), encoding="utf-8")
+    recipe_file.write(tmp_path / "novel.toml", {"download": {"source": ["novel.txt"]}, "train": {"minutes": 1.0}})
+    planned = inkstone("start", "novel.txt", "--plan", cwd=tmp_path)["plan"]
+    assert planned[-1] == "training  1 minute, there is no earlier run"
 
 
 def test_source_that_cannot_be_read_does_not_reach_the_recipe(tmp_path: Path, inkstone: Inkstone) -> None:

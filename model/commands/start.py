@@ -9,6 +9,7 @@ import math
 import os
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from model.commands.options import DEVICE
 from model.commands.start_plan import as_line, write_recipe, write_tuning_recipe
 from pipeline.commands.console import Command, Number, Outcome, Settings, option_group
 from pipeline.commands.options import EXCLUDE, INCLUDE, JOBS, MAX_BAD, TEXT_FIELD, worker_count
-from pipeline.errors import BadConfig, InputMissing
+from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.runtime.regular_file import require_utf8
 from pipeline.runtime.terminal import counted
 
@@ -176,7 +177,7 @@ def _extend(
         as_line("recipe", f"{path}: {', '.join(recipe.download.sources)}; its tokenizer and its split are kept"),
         *([as_line("changed", ", ".join(changed))] if changed else []),
         *([as_line("new text", ", ".join(new))] if new else []),
-        as_line("training", f"{_length(recipe, minutes)}, from the last run if there is one"),
+        as_line("training", f"{_length(recipe, minutes)}, {_beginning(settings.root, path.stem, recipe)}"),
     ]
     if not plan_only and (new or changed or minutes is not None):
         recipe_file.extend(path, new, minutes, values)
@@ -188,6 +189,17 @@ def _length(recipe: Recipe, minutes: float | None) -> str:
     if planned:
         return counted(planned, "minutes")
     return counted(steps, "steps") if steps else "the length of the preset"
+
+
+def _beginning(root: Path, name: str, recipe: Recipe) -> str:
+    from pipeline.store import artifact
+
+    if recipe.train.parent:
+        return f"from {recipe.train.parent}"
+    with suppress(BadData):  # the training says what becomes of a damaged run
+        if not artifact.current(root, "runs", name):
+            return "there is no earlier run"
+    return "from the last run"
 
 
 def _check_sources(settings: Settings, path: Path, recipe: Recipe, new: Sequence[str], options: InputOptions) -> None:
