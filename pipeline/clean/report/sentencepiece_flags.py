@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from pipeline.clean.utf16 import HAN
+from pipeline.runtime.terminal import counted
 
 DEFAULT_MAX_LINE_BYTES = 4192  # bytes: SentencePiece's default for max_sentence_length; it skips longer lines silently
 DEFAULT_COVERAGE = 0.9995  # SentencePiece's default for character_coverage
@@ -166,5 +167,6 @@ def warnings(lines: LineStats) -> list[str]:
         texts.append(f"character_coverage={DEFAULT_COVERAGE} would make {lost:,} of {len(frequencies):,} kinds unknown")
     needs = f"a vocabulary needs {min_vocab_size(frequencies, settings):,} pieces for characters and bytes"
     rare = len(frequencies) - alphabet_size(frequencies, settings.character_coverage)
-    texts.append(f"{needs}; {rare:,} rare kinds are spelled as bytes" if rare else needs)
+    spelled = f"{counted(rare, 'rare kinds')} {'is' if rare == 1 else 'are'} spelled as bytes"
+    texts.append(f"{needs}; {spelled}" if rare else needs)
     return texts

@@ -181,6 +181,12 @@ def test_empty_text_gives_no_warnings() -> None:
     assert sentencepiece_flags.flags(nothing).max_sentence_length == 4_192
 
 
+def test_rare_kinds_are_counted_in_words() -> None:
+    common = "山水" * 6_000
+    for rare, shown in (("石", "; 1 rare kind is spelled as bytes"), ("石月", "; 2 rare kinds are spelled as bytes")):
+        assert sentencepiece_flags.warnings(lines_of([common + rare]))[-1].endswith(shown)
+
+
 def test_reserved_character_gives_a_warning() -> None:
     assert any("lines with ▅ are skipped" in text for text in sentencepiece_flags.warnings(lines_of(["山▅水", "石"])))
 
