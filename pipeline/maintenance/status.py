@@ -152,7 +152,8 @@ def _summary(current: Artifact) -> str:
         "tokens": ("documents", "tokens"),
         "runs": ("steps", "parameters"),
     }[current.manifest.kind]
-    summary = ", ".join(counted(counts[name], name) for name in names if name in counts)
+    nouns = {"vocab_size": "pieces"}
+    summary = ", ".join(counted(counts[name], nouns.get(name, name)) for name in names if name in counts)
     if counts.get("unknown_characters"):
         from pipeline.tokens.totals import describe_unknown  # takes longer than the rest of `status`
 

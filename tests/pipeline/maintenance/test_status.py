@@ -254,6 +254,11 @@ def test_current_that_is_no_link_is_damaged(root: Path, make: Callable[[Path], N
     assert "expected a link to a generation" in row.summary
 
 
+def test_tokenizer_row_has_its_number_of_pieces(root: Path) -> None:
+    artifact.build(root, Identity("tokenizers", "small", {}, ()), lambda draft: StageOutput({"vocab_size": 1000}))
+    assert status.status(root)[0].summary == "1,000 pieces"
+
+
 RESULTS = {
     '{"bits_per_char": 2.1, "best_bits_per_char": 2.085}': ", 2.08 bits per character (last 2.10)",
     '{"best_bits_per_char": 2.085}': ", 2.08 bits per character",
