@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from model.presets import CHOSEN_EPOCHS
 from pipeline.commands.console import Outcome
 from pipeline.commands.options import outcome_of
+from pipeline.runtime.terminal import counted
+from pipeline.tokens.split import FEWEST_CHARACTERS
 
 if TYPE_CHECKING:
     from model.runs.run import Result
@@ -56,6 +58,11 @@ def verdict(result: Result) -> str:
     bits, scores = result.best_bits_per_char, result.baselines
     if bits is None or not scores:
         return ""
+    if 0 < result.val_characters < FEWEST_CHARACTERS:
+        return (
+            f"none: {counted(result.val_characters, 'characters')} of validation text are too few to compare by; hold "
+            "out more (`tokenize --val-fraction 0.1`, in a recipe `val_fraction` in [tokenize])"
+        )
     lowest = min(scores, key=scores.__getitem__)
     equal = [name for name, score in scores.items() if abs(bits - score) <= _EQUAL * score]
     beaten = [name for name, score in scores.items() if bits < score]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -58,6 +59,11 @@ class Baselines:
     def scores(self) -> dict[str, float]:
         """Bits per character by name, as `losses`."""
         return {name: round(self.bits_per_char(loss), 4) for name, loss in self.losses.items()}
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of a result that tell of the baselines."""
+        return {"baselines": self.scores, "val_characters": self.characters}
 
     def best_beaten(self, loss: float) -> str:
         """Return the name of the best of them that a loss in nats per token is lower than, "" if it is of none."""

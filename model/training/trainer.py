@@ -393,7 +393,7 @@ class Trainer:
             *(records, self.folder, self.schedule, self.preset, self.device, precision, self.world.size),
             epochs=round(self.sampler.epoch(self.data_step, self.config.batch_size), 3),
             waited=round(self.loader.waited / max(self.schedule.seconds, 1e-9), 4),
-            baselines=self.baselines.scores if self.baselines else {},
+            **(self.baselines.fields if self.baselines else {}),
             ended_early=self.ended_early,
             task=self.task.name,
             parent=self._parent,

@@ -10,6 +10,7 @@ from pipeline.report.languages import Language
 from pipeline.report.run import RunNumbers, duration, whole
 from pipeline.report.section import Block, Cell, Chapter, Facts, Figure, Note, Section, Table
 from pipeline.store.artifact import Artifact
+from pipeline.tokens.split import FEWEST_CHARACTERS
 
 _SMALL = 110  # pixels of the charts of learning rate, gradient norm, speed and memory
 _SAMPLES = 8
@@ -70,6 +71,11 @@ def verdict(numbers: RunNumbers, say: Language) -> str:
         text = say(
             f"{score:.3f} bits per character of text that was not trained on",
             f"在未参与训练的文本上，每字符 {score:.3f} 比特",
+        )
+    if 0 < (characters := numbers.result.get("val_characters", 0)) < FEWEST_CHARACTERS:
+        return text + say(
+            f": these are only {characters:,} characters, too few to compare by.",
+            f"，但只有 {characters:,} 个字符，太少，不足以比较。",
         )
     beaten = [name for name, bits in baselines.items() if score < bits]
     if not beaten:

@@ -26,6 +26,9 @@ from pipeline.runtime.terminal import counted
 
 MODES = ("auto", "document", "stretch")
 DIGEST_BYTES = 16
+FEWEST_CHARACTERS = 200  # of validation text for a verdict: the bits per character of fewer are wrong by 0.2 and more
+_LITTLE, _LONG = 1_000, 20_000  # characters: held out, too few to judge a model by; trained on, so that more could be
+_UTF8 = 4  # bytes of a character, at most
 _HASHES = 1 << 64  # number of values that the first eight bytes of a hash have
 # Where a text without line ends is cut: after a blank, or after a Chinese full stop, exclamation or question mark.
 _BLANK_OR_STOP = re.compile(rb"[ \t]|\xe3\x80\x82|\xef\xbc[\x81\x9f]")
@@ -159,6 +162,18 @@ def rule_of(options: Mapping[str, Any]) -> SplitRule | None:
     return SplitRule("document", 0, threshold_of(fraction), fraction) if fraction else None
 
 
+def warning_of(rule: SplitRule | None, counts: Mapping[str, Any]) -> str:
+    """Return what to say if a text that is long enough has little held out, "" if it has not."""
+    held_out, trained_on = counts["val_characters"], counts["train_characters"]
+    if not rule or rule == MARKED or held_out >= _LITTLE or trained_on <= _LONG:
+        return ""
+    return (
+        f"warning: only {held_out:,} of {held_out + trained_on:,} characters are held out, too few to judge a model "
+        f"by: --val-fraction {max(0.1, min(2 * rule.fraction, 0.5)):g} (in a recipe `val_fraction` in [tokenize]) "
+        "holds out more"
+    )
+
+
 _NOUNS = {"chat": "conversations", "preferences": "preference pairs"}
 
 
@@ -170,8 +185,11 @@ def summary(options: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
     documents = counted(count // 2 if noun == _NOUNS["preferences"] else count, noun)
     rule = rule_of(options)
     if rule and rule.mode == "stretch":
+        stretches = counted(counts["val_stretches"], "stretches")
+        if _UTF8 * counts["val_characters"] < rule.size * counts["val_stretches"]:  # ends of texts, all or most of them
+            return f"held out {stretches}, {counted(counts['val_characters'], 'characters')} {share}, chosen by hash"
         size = f"{rule.size >> 10} KiB" if rule.size >= 1 << 10 else f"{rule.size} bytes"
-        return f"held out {counted(counts['val_stretches'], 'stretches')} of {size} {share}, chosen by hash"
+        return f"held out {stretches} of {size} {share}, chosen by hash"
     if rule:
         return f"held out {documents} {share}, {'as marked' if rule == MARKED else 'chosen by hash'}"
     if counts["val_documents"]:

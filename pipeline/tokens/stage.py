@@ -279,7 +279,7 @@ def tokenize(
             raise
 
     built = artifact.build(root, identity, write, keep_draft=True, rebuild=rebuild)
-    for warning in warnings_of(built.artifact.manifest.counts):
+    for warning in warnings_of(built.artifact.manifest.counts, rule):
         progress.note(warning)
     return built
 

@@ -18,7 +18,7 @@ from pipeline.tokenizers import Tokenizer
 from pipeline.tokens.overlap import Overlap
 from pipeline.tokens.resume import UnitDifferences, UnitRecord
 from pipeline.tokens.segments import SPLITS
-from pipeline.tokens.split import SplitRule
+from pipeline.tokens.split import SplitRule, warning_of
 
 _WARNED, _REFUSED = 0.001, 0.05  # fractions of unknown characters
 _SHOWN_REWRITES = 10
@@ -164,9 +164,9 @@ def script_of(tokenizer: Tokenizer) -> str:
     return "simplified" if simplified > traditional else "traditional"
 
 
-def warnings_of(counts: Mapping[str, Any]) -> list[str]:
-    """Return what to say about tokens whose ids do not decode to the text: unknown characters and rewrites."""
-    lines = []
+def warnings_of(counts: Mapping[str, Any], rule: SplitRule | None = None) -> list[str]:
+    """Return what to say about tokens: little is held out by the `rule`, or ids do not decode to the text."""
+    lines = [warning] if (warning := warning_of(rule, counts)) else []
     if has_some_unknown(counts):
         lines.append(f"warning: {describe_unknown(counts)}{_examples(counts)}: they are not in {counts['tokenizer']}")
     if rewrites := counts.get("rewrites"):

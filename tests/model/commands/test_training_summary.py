@@ -55,6 +55,14 @@ def test_text_that_was_seen_often_enough_needs_more_text_and_not_more_time() -> 
     assert [longer_may_help(result(3.5, epochs=epochs)) for epochs in (7.9, 8.0)] == [True, False]
 
 
+def test_validation_text_of_a_few_characters_has_no_verdict() -> None:
+    assert verdict(result(4.99, val_characters=10)) == (
+        "none: 10 characters of validation text are too few to compare by; hold out more (`tokenize --val-fraction "
+        "0.1`, in a recipe `val_fraction` in [tokenize])"
+    )
+    assert verdict(result(4.99, val_characters=300)).startswith("4.99 bits per character, about as good as random")
+
+
 def test_run_of_an_older_version_has_no_verdict() -> None:
     assert verdict(result(2.0, baselines={})) == ""
 

@@ -9,6 +9,7 @@ import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -248,6 +249,14 @@ def test_command_of_a_continued_run_names_its_parent(trained: Path, novel: Artif
     assert cli.main(["--artifacts", str(trained), *words[1:]]) == 0
     assert read(trained, "runs", "novel").ref == continued.ref
     command(trained, "rollback", "runs/novel", "--to", novel.manifest.key)
+
+
+def test_few_characters_of_validation_text_are_not_compared(novel: Artifact) -> None:
+    numbers = run.collect(novel)
+    assert run_sections.verdict(replace(numbers, result={**numbers.result, "val_characters": 10}), ENGLISH).endswith(
+        " bits per character of text that was not trained on: these are only 10 characters, too few to compare by."
+    )
+    assert numbers.result["val_characters"] > 10
 
 
 def test_run_without_token_losses_says_why_they_are_missing(novel: Artifact, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from pipeline.tokens.split import SplitRule, digest_of, draw_of, find_border, pi
 from pipeline.tokens.stage import TokenizeInputs
 from pipeline.tokens.store import open_store
 from pipeline.tokens.tasks import TokenizeTask
+from pipeline.tokens.totals import warnings_of
 from pipeline.tokens.units import make
 from pipeline.tokens.worker import Encoded
 from tests.support import chaos
@@ -364,6 +365,25 @@ def test_summary_names_what_is_held_out(tmp_path: Path, root: Path) -> None:
     assert (
         phrase(run(root, some(tmp_path), val_fraction=0.0).artifact) == "held out nothing: there is no validation part"
     )
+
+
+def test_little_held_out_text_of_a_long_one_is_warned_of_and_has_its_true_size(tmp_path: Path) -> None:
+    texts = [prose(number, 10_000) for number in range(5)]
+    footers = (f"footer {number}" for number in range(10_000))
+    footer = next(text for text in footers if draw_of(digest_of(text)) < threshold_of(0.001))
+    held_out = auto(tmp_path, file_of(tmp_path / "a.jsonl", *texts, footer), val_fraction=0.001)
+    counts = held_out.manifest.counts
+    assert counts["val_characters"] == len(footer)
+    assert split.summary(held_out.manifest.options, counts) == (
+        f"held out 1 stretch, {len(footer)} characters (0.0 %), chosen by hash"
+    )
+    rule = split.rule_of(held_out.manifest.options)
+    (warning,) = warnings_of(counts, rule)
+    assert warning.startswith(f"warning: only {len(footer)} of {sum(map(len, texts)) + len(footer):,} characters are ")
+    assert "--val-fraction 0.1 (in a recipe `val_fraction` in [tokenize]) holds out more" in warning
+    assert warnings_of({**counts, "val_characters": 1000}, rule) == []
+    assert warnings_of({**counts, "train_characters": 20_000}, rule) == []
+    assert warnings_of({**counts, "val_characters": 0}, None) == []
 
 
 def test_command_says_what_is_held_out_and_what_comes_next(tmp_path: Path, root: Path) -> None:
