@@ -52,6 +52,13 @@ def test_large_input_is_estimated_from_its_beginning(tmp_path: Path) -> None:
     assert text.documents == 1
 
 
+def test_plan_names_fields_that_are_not_read(tmp_path: Path) -> None:
+    rows = [f"t{number},却说阿渊携砚来到江边做什么？,见一老渔翁饮酒。" for number in range(9)]
+    (tmp_path / "qa.csv").write_text("\n".join(["标题,问题,回答", *rows]), encoding="utf-8")
+    [(_, content), *_] = decide.describe(survey([("qa.csv", [tmp_path / "qa.csv"])]), 1000)
+    assert "text from field 问题; not read: 回答; --text-field 问题,回答 joins them" in content
+
+
 def test_prompts_are_beginnings_of_paragraphs() -> None:
     assert prompts("The old man wrote.\n\nShe was not there.\n\nBut he went on.") == (
         "The old man",
