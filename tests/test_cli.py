@@ -282,6 +282,24 @@ BAD_INPUT = [
 ]
 
 
+@pytest.mark.parametrize("below", ["", "x/y"])
+def test_file_in_place_of_the_artifacts_folder_is_named(tmp_path: Path, below: str) -> None:
+    (file := tmp_path / "book.txt").write_text("text")
+    process = run_cli("--artifacts", file / below, "clean", file)
+    assert process.returncode == 73
+    assert process.stderr.startswith(f"error: {file}: a file, not a folder for the artifacts — name another")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nothing can be created")
+def test_folder_of_artifacts_that_cannot_be_created_is_no_missing_input(tmp_path: Path) -> None:
+    (file := tmp_path / "book.txt").write_text("text")
+    process = run_cli("--artifacts", "/proc/none/store", "clean", file)
+    assert process.returncode == 73
+    assert process.stderr.endswith(
+        "/proc/none/store: cannot create the folder of the artifacts here — name another folder with --artifacts\n"
+    )
+
+
 @pytest.mark.usefixtures("artifacts")
 def test_bad_input_prints_one_line_with_hint_and_publishes_nothing(root: Path, tmp_path: Path) -> None:
     files = {f"{{{name}}}": path for name, path in broken_inputs(tmp_path).items()}

@@ -26,6 +26,7 @@ _GLOBAL_OPTIONS = ("artifacts", "quiet", "json", "log_json", "debug")
 _PUBLISHING = ("clean", "train-tokenizer", "tokenize", "train")  # commands that publish to a bucket
 _READING = ("inspect", "report", "sample", "export")  # commands that only fetch from one
 _SHORT_HELP = 60  # characters of a command's line in the list of commands
+_OTHER_ROOT = "name another folder with --artifacts"
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -157,10 +158,12 @@ class Command(click.Command):
             with stop_on_sigterm(stop):
                 outcome: Outcome = self.callback(settings, **ctx.params) if self.callback else Outcome("unchanged")
         except BaseException as error:
-            failure = explain(error)
+            failure = _uncreatable(error, settings.root) or explain(error)
             settings.progress.event("exit", result="failed", code=failure.exit_code, error=failure.message)
             if isinstance(error, errors.Terminated):  # click would take it for Ctrl-C
                 raise failure from None
+            if isinstance(error, FileNotFoundError):  # only here it is known whether it is the folder of the artifacts
+                raise failure from error
             raise
         settings.progress.event("exit", result=outcome.result, code=outcome.exit_code)
         outcome.extra.setdefault("run_id", settings.run_id)
@@ -224,9 +227,16 @@ def _settings(options: Mapping[str, Any], stop: threading.Event, command: str) -
 
 
 def _root(artifacts: str, command: str, reporter: progress.Progress) -> Path:
-    """Return the folder of all artifacts; for a bucket, its local mirror. Raises BadConfig if `command` has none."""
+    """Return the folder of all artifacts; for a bucket, its local mirror.
+
+    Raises BadConfig if `command` has none, CannotCreate for a file.
+    """
     if "://" not in artifacts:
-        return Path(artifacts)
+        root = Path(artifacts)
+        existing = next((path for path in (root, *root.parents) if os.path.exists(path)), None)
+        if existing and not os.path.isdir(existing):
+            raise errors.CannotCreate(f"{existing}: a file, not a folder for the artifacts", hint=_OTHER_ROOT)
+        return root
     if command not in (*_PUBLISHING, *_READING):
         raise errors.BadConfig(
             f"{command} works on a local folder, and --artifacts names a bucket",
@@ -239,6 +249,13 @@ def _root(artifacts: str, command: str, reporter: progress.Progress) -> Path:
     if command in _PUBLISHING and (note := remote.require_conditions(root)):
         reporter.note(note)
     return root
+
+
+def _uncreatable(error: BaseException, root: Path) -> errors.CannotCreate | None:
+    """Return the error for a folder of the artifacts that the system refuses to create, None for any other error."""
+    if not isinstance(error, FileNotFoundError) or Path(error.filename or "") not in (root, *root.parents):
+        return None
+    return errors.CannotCreate(f"{root}: cannot create the folder of the artifacts here", hint=_OTHER_ROOT)
 
 
 def explain(error: BaseException) -> errors.InkstoneError:
