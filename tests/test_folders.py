@@ -22,6 +22,14 @@ def notes(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("words", [("clean", "."), ("clean", ".", "--dry-run"), ("start", ".", "--plan")])
+def test_broken_file_of_a_folder_can_be_left_out(words: tuple[str, ...], inkstone: Inkstone, notes: Path) -> None:
+    (notes / "bad.json").write_text('{"text": "a')
+    outcome = inkstone(*words, cwd=notes, code=65)
+    assert outcome["hint"] == "repair it, or save plain text as .txt, or leave it out: --exclude bad.json"
+    assert "--exclude" not in inkstone("clean", "1.txt", "bad.json", cwd=notes, code=65)["hint"]
+
+
 def test_clean_of_the_current_folder_says_what_is_left_out(inkstone: Inkstone, notes: Path) -> None:
     for result in ("built", "unchanged"):
         outcome = inkstone("clean", ".", cwd=notes)

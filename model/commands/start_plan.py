@@ -34,11 +34,13 @@ def write_recipe(
 ) -> list[str]:
     """Look at the sources, decide, and write the recipe. Returns the lines of the plan."""
     from model import presets
+    from pipeline.sources.inputs import explain_exclude
     from pipeline.start import decide, survey
 
     with settings.progress.wait("reading the text"):
         inputs = _files(settings, path.stem, sources, options, plan_only)
-        text = survey.survey(inputs, encoding=options.encoding, text_fields=options.text_fields)
+        with explain_exclude([file for _, files in inputs for file in files], sources):
+            text = survey.survey(inputs, encoding=options.encoding, text_fields=options.text_fields)
     decide.require_divisible(text)
     vocabulary, device = decide.vocab_size(text), _device_name(device)
     choice = presets.choose(decide.count_tokens(text), vocabulary, device, minutes, is_estimate=True)

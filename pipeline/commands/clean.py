@@ -262,7 +262,7 @@ def clean(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of numpy, which are started and never used
     from pipeline.clean import stage
     from pipeline.clean.options import CleanOptions
-    from pipeline.sources.inputs import gather_inputs
+    from pipeline.sources.inputs import explain_exclude, gather_inputs
     from pipeline.sources.walk import as_records
     from pipeline.store.manifest import check_name, name_from_path
 
@@ -278,20 +278,25 @@ def clean(
     )
     files = gathered.files
     extra: dict[str, Any] = {"left_out": as_records(gathered.left_out)}
+    paths = [file.path for file in files]
     if explain:
-        return _examples_outcome(stage.explain(files, clean_options, explain), explain, extra)
+        with explain_exclude(paths, inputs):
+            return _examples_outcome(stage.explain(files, clean_options, explain), explain, extra)
     open_engine, jobs = engine_of(engine, jobs), jobs or _useful_workers(files)
     held_out = stage.held_out_files(settings.root, clean_options, progress)
     if dry_run:
-        return _report_outcome(stage.build_report(files, clean_options, progress, jobs=jobs, held_out=held_out), extra)
+        with explain_exclude(paths, inputs):
+            report = stage.build_report(files, clean_options, progress, jobs=jobs, held_out=held_out)
+        return _report_outcome(report, extra)
     name = check_name(name or name_from_path(inputs[0]))
-    built = stage.clean(
-        *(settings.root, name, files, clean_options, progress),
-        jobs=jobs,
-        rebuild=rebuild,
-        held_out=held_out,
-        open_engine=open_engine,
-    )
+    with explain_exclude(paths, inputs):
+        built = stage.clean(
+            *(settings.root, name, files, clean_options, progress),
+            jobs=jobs,
+            rebuild=rebuild,
+            held_out=held_out,
+            open_engine=open_engine,
+        )
     outcome = outcome_of(built, ("documents", "characters", "headings"), **extra)
     outcome.lines = [outcome.lines[0], *stage.report_table(built.artifact), _next(name, is_chat=clean_options.is_chat)]
     return outcome

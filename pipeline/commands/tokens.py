@@ -210,6 +210,7 @@ def tokenize(
       inkstone tokenize pile --tokenizer r50k_base --jobs 8
     """
     from pipeline import tokenizers
+    from pipeline.sources.inputs import explain_exclude
     from pipeline.store.manifest import check_name
     from pipeline.tokens import stage
     from pipeline.tokens.options import TokenizeOptions
@@ -230,18 +231,13 @@ def tokenize(
     )
     reference = reference or _choose_tokenizer(settings, corpora, name)
     tokenizer, trained = tokenizers.find(settings.root, reference, encoder, end_of_text)
-    built = stage.tokenize(
-        settings.root,
-        name,
-        inputs,
-        tokenizer,
-        trained,
-        tokenize_options,
-        settings.progress,
-        jobs=worker_count(jobs),
-        rebuild=rebuild,
-        open_engine=open_engine,
-    )
+    with explain_exclude([file.path for file in (*inputs.train, *inputs.val)], (*corpora, *val)):
+        built = stage.tokenize(
+            *(settings.root, name, inputs, tokenizer, trained, tokenize_options, settings.progress),
+            jobs=worker_count(jobs),
+            rebuild=rebuild,
+            open_engine=open_engine,
+        )
     return _tokenize_outcome(built, inputs, tokenizer)
 
 

@@ -7,7 +7,9 @@ when they are written; those of other local files are cached (hashes.py).
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -239,6 +241,18 @@ def pinned_files(root: Path, source: str, names: Collection[str], *, deep: bool 
             InputFile(path, f"{source}/{name}", pin.sha256, stamp_before, pin.split, members=pin.members)
         )
     return input_files
+
+
+@contextmanager
+def explain_exclude(paths: Collection[Path], named: Collection[str]) -> Iterator[None]:
+    """Add to the error of one of several files how to leave it out, unless the user named that file."""
+    try:
+        yield
+    except BadData as error:
+        path = next((path for path in paths if error.message.startswith(f"{path}: ")), None)
+        if path and len(paths) > 1 and str(path) not in named and "--exclude" not in error.hint:
+            error.hint = f"{error.hint}, or leave it out: --exclude {shlex.quote(path.name)}".removeprefix(", or ")
+        raise
 
 
 def require_unchanged(entry: InputFile) -> None:
