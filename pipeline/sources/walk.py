@@ -19,7 +19,8 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.errors import BadData, InkstoneError, InputMissing, NotPermitted, from_os_error
@@ -45,14 +46,19 @@ _DOCUMENTS = re.compile(  # reasons of files that hold text for people, which a 
     r"an? (?:PDF|(?:old )?Word file|RTF file|OpenDocument file|Kindle book|DjVu file|"
     r"\.(?:docx?|odt|rtf|pdf|wps|pages|mobi|azw3?|djvu|chm|caj|umd) file)"
 )
+_MAX_PROPOSED = 3  # suffixes in the summary
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An entry of a folder that is not read: its path below the folder, ending in "/" for a folder, and the reason."""
+    """An entry of a folder that is not read: its path below the folder, ending in "/" for a folder, and the reason.
+
+    `is_proposed`: it is one of the texts with another suffix that together hold more than all that is read.
+    """
 
     name: str
     reason: str
+    is_proposed: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,7 @@ def walk(
         search.keep_texts(take_any_json=bool(text_fields))
         search.keep_one_of_compressed()
         search.keep_one_of_equal()
+        search.propose_other_suffixes()
     except OSError as error:
         raise _unreadable(error, folder) from None
     if not search.names:
@@ -150,6 +157,9 @@ def summarize(left_out: Sequence[LeftOut], taken: int) -> str:
         more = f" and {len(folders) - _MAX_REASONS} more" if len(folders) > _MAX_REASONS else ""
         noun = "folder" if len(folders) == 1 else f"{len(folders):,} folders:"
         lines.append(f"{noun} {', '.join(folders[:_MAX_REASONS])}{more}")
+    if suffixes := Counter(Path(entry.name).suffix for entry in left_out if entry.is_proposed):
+        globs = " ".join(f'--include "*{suffix}"' for suffix, _ in suffixes.most_common(_MAX_PROPOSED))
+        lines.append(f"these hold more text than is read: {globs} reads them instead")
     return f"left out {'; '.join(lines)}"
 
 
@@ -187,6 +197,7 @@ class _Search:
     names: dict[str, int] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
     visited: dict[str, str] = field(default_factory=dict)  # name of each folder that was read, by its real path
+    other: dict[str, int] = field(default_factory=dict)  # sizes of files that are left out because of their suffix
     links: list[str] = field(default_factory=list)  # folders to follow after all others, so that real paths win
 
     def read(self) -> None:
@@ -258,6 +269,8 @@ class _Search:
             self.drop(name, "neither a file nor a folder")
         elif reason := self._reason_by_suffix(name):
             self.drop(name, reason)
+            if reason.endswith(" file"):
+                self.other[name] = status.st_size
         else:
             self.names[name] = status.st_size
 
@@ -309,6 +322,23 @@ class _Search:
                 for equal in _groups(same_head, lambda name: files.sha256_of(self.folder / name)):
                     for name in equal[1:]:
                         self.drop(name, f"{_SAME}{equal[0]}")
+
+    def propose_other_suffixes(self) -> None:
+        """Mark the texts with other suffixes if they hold more bytes than what is read.
+
+        Of each suffix, the largest file shows if they are texts.
+        """
+        read = sum(self.names.values())
+        if sum(self.other.values()) <= read:
+            return
+        proposed: set[str] = set()
+        for suffix in {Path(name).suffix for name in self.other}:
+            same = [name for name in self.other if Path(name).suffix == suffix]
+            with suppress(OSError):
+                if not detect_kind(self.folder / max(same, key=lambda name: self.other[name])).problem:
+                    proposed.update(same)
+        if sum(self.other[name] for name in proposed) > read:
+            self.left_out = [replace(entry, is_proposed=entry.name in proposed) for entry in self.left_out]
 
 
 def _groups(names: Iterable[str], key: Callable[[str], Hashable]) -> list[list[str]]:

@@ -276,6 +276,16 @@ def test_folder_of_images_and_binary_data_is_not_offered_include(folder: Path) -
     assert "these are read: .txt, .md, .html, .jsonl, .epub" in caught.value.hint
 
 
+def test_texts_of_other_suffixes_are_proposed_if_they_hold_more_than_is_read(folder: Path) -> None:
+    write(folder, a__txt="a note\n", b__py="x = 1\n", c__py="y = 2\n", d__bin=bytes(999), e__png=PNG)
+    result = walk(folder)
+    assert summarize(result.left_out, 1).endswith(
+        '1 image; these hold more text than is read: --include "*.py" reads them instead'
+    )
+    write(folder, f__txt="a longer note\n" * 9)
+    assert "--include" not in summarize(walk(folder).left_out, 2)
+
+
 def test_file_name_that_is_not_utf_8_is_listed(folder: Path) -> None:
     write_file(folder, "a.txt", "a")
     with open(os.fsencode(folder) + b"/d\xca\xe9.bin", "wb") as file:
