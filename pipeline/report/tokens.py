@@ -260,17 +260,17 @@ def _repeated_passages(store: TokenStore) -> tuple[int, int]:
     starts = max(len(store.val) - PASSAGE + 1, 0)
     if not starts or len(store.train) < PASSAGE:
         return 0, 0
-    chosen = np.array(sorted(random.Random(SEED).sample(range(starts), min(starts, _PASSAGES))))
-    wanted = _hashes(np.concatenate([store.val.read(start, start + PASSAGE) for start in chosen.tolist()]))[::PASSAGE]
+    offsets = np.array(sorted(random.Random(SEED).sample(range(starts), min(starts, _PASSAGES))))
+    sampled = _hashes(np.concatenate([store.val.read(start, start + PASSAGE) for start in offsets.tolist()]))[::PASSAGE]
     is_possible = np.zeros(1 << 20, bool)  # by the highest bits of a hash, so that few hashes are compared
-    is_possible[wanted >> np.uint64(44)] = True
+    is_possible[sampled >> np.uint64(44)] = True
     present: set[int] = set()
     size = min(len(store.train), SCANNED)
     for start in range(0, size, _BLOCK):
         hashes = _hashes(store.train.read(start, min(start + _BLOCK + PASSAGE - 1, size)))
         candidates = hashes[is_possible[hashes >> np.uint64(44)]]
-        present |= {*np.intersect1d(candidates, wanted).tolist()}
-    return sum(value in present for value in wanted.tolist()), len(chosen)
+        present |= {*np.intersect1d(candidates, sampled).tolist()}
+    return sum(value in present for value in sampled.tolist()), len(offsets)
 
 
 def _hashes(ids: np.ndarray) -> np.ndarray:

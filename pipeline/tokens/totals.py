@@ -36,21 +36,13 @@ def content_of(
     overlap: Overlap | None,
 ) -> StageOutput:
     """Return the counts over all units, the closed ledger, and the hashes computed while writing."""
-    ledger = Ledger()
-    split_counts = {f"{split}_{unit}": 0 for split in SPLITS for unit in ("tokens", "documents", "characters")}
+    ledger, split_counts = Ledger(), _split_counts(units)
     sets: dict[str, int] = {}
     differences = UnitDifferences({}, {})
     for record in units:
         ledger.add(record.ledger)
         if record.differences is not msgspec.UNSET:
             differences.add(record.differences)
-        for split in SPLITS:
-            split_counts[f"{split}_tokens"] += record.tokens.get(split, 0)
-            split_counts[f"{split}_documents"] += record.documents.get(split, 0)
-            split_counts[f"{split}_characters"] += record.characters.get(split, 0)
-        for split, losses in record.losses.items() if record.losses is not msgspec.UNSET else ():
-            name = f"{split}_loss_tokens"
-            split_counts[name] = split_counts.get(name, 0) + losses
         for name, count in record.sets.items():
             sets[name] = sets.get(name, 0) + count
     closed = _close(ledger, units, sources, max_bad)
@@ -87,6 +79,20 @@ def content_of(
         counts["rewritten_characters"] = sum(differences.rewritten.values())
         counts |= {"rewrites": dict(commonest), "changed_documents": differences.changed}
     return StageOutput(counts, closed, hashed=[file for record in units for file in record.files])
+
+
+def _split_counts(units: Sequence[UnitRecord]) -> dict[str, int]:
+    """Return the tokens, documents and characters of each split, and the tokens that have a loss if some are masked."""
+    counts = {f"{split}_{unit}": 0 for split in SPLITS for unit in ("tokens", "documents", "characters")}
+    for record in units:
+        for split in SPLITS:
+            counts[f"{split}_tokens"] += record.tokens.get(split, 0)
+            counts[f"{split}_documents"] += record.documents.get(split, 0)
+            counts[f"{split}_characters"] += record.characters.get(split, 0)
+        for split, losses in record.losses.items() if record.losses is not msgspec.UNSET else ():
+            name = f"{split}_loss_tokens"
+            counts[name] = counts.get(name, 0) + losses
+    return counts
 
 
 def _close(
