@@ -5,6 +5,7 @@ Users may edit them. When `start` adds text, everything else in the file stays a
 
 from __future__ import annotations
 
+import errno
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from pipeline.errors import BadConfig
+from pipeline.errors import BadConfig, from_os_error
 from pipeline.refresh import recipe as recipes
 from pipeline.refresh import recipe_keys
 from pipeline.refresh.recipe import Recipe
@@ -40,7 +41,7 @@ def load(path: Path) -> Recipe:
 def write(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> None:
     """Write a new recipe; its name is that of the file."""
     header = _HEADER.format(name=path.stem).splitlines()
-    files.write_file(path, render(path.stem, sections, header).encode())
+    _save(path, render(path.stem, sections, header))
 
 
 def render(
@@ -90,7 +91,20 @@ def extend(
     for section, entries in (values or {}).items():
         for key, value in entries.items():
             document.setdefault(section, tomlkit.table())[key] = value
-    files.write_file(path, tomlkit.dumps(document).encode())
+    _save(path, tomlkit.dumps(document))
+
+
+def _save(path: Path, text: str) -> None:
+    """Write the file of a recipe. Raises NotPermitted or CannotCreate if its folder is not writable."""
+    try:
+        files.write_file(path, text.encode())
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        reason = os.strerror(error.errno).lower()
+        hint = "change to a writable folder, and name the text by its path"
+        error_class = type(from_os_error(error))
+        raise error_class(f"{path}: the recipe is written into the current folder: {reason}", hint=hint) from None
 
 
 def as_source(reference: str, folder: Path) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from pathlib import Path
 
 import pytest
 
+from pipeline.errors import InkstoneError
 from pipeline.start import decide, recipe_file
 from pipeline.start.survey import InputSummary, Survey, prompts, script_shares, survey
 
@@ -109,6 +112,20 @@ def test_recipe_with_byte_order_mark_and_windows_line_ends_is_extended(tmp_path:
     assert extended.startswith(written.partition(b"source")[0])
     assert recipe_file.load(path).download.sources == (str(tmp_path / "a.txt"), str(tmp_path / "b.txt"))
     assert recipe_file.load(path).train.minutes == 2.0
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EROFS, 73), (errno.EACCES, 77)])
+def test_folder_that_is_not_writable_is_named_by_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    def refuse(target: Path, data: bytes) -> None:
+        raise OSError(number, os.strerror(number), ".tmp.novel.1")
+
+    monkeypatch.setattr("pipeline.store.files.write_file", refuse)
+    with pytest.raises(InkstoneError, match=r"novel\.toml: the recipe is written into the current folder") as caught:
+        recipe_file.write(tmp_path / "novel.toml", {"download": {"source": "novel.txt"}})
+    assert caught.value.exit_code == code
+    assert "change to a writable folder" in caught.value.hint
 
 
 def test_kinds_of_files_are_named_once(tmp_path: Path) -> None:
