@@ -268,9 +268,7 @@ def clean(
 
     clean_options, progress = CleanOptions(**options), settings.progress
     gathered = gather_inputs(
-        settings.root,
-        inputs,
-        progress,
+        *(settings.root, inputs, progress),
         corpora=False,
         include=include,
         exclude=exclude,
@@ -278,18 +276,15 @@ def clean(
     )
     files = gathered.files
     extra: dict[str, Any] = {"left_out": as_records(gathered.left_out)}
-    paths = [file.path for file in files]
-    if explain:
-        with explain_exclude(paths, inputs):
+    with explain_exclude([file.path for file in files], inputs):
+        if explain:
             return _examples_outcome(stage.explain(files, clean_options, explain), explain, extra)
-    open_engine, jobs = engine_of(engine, jobs), jobs or _useful_workers(files)
-    held_out = stage.held_out_files(settings.root, clean_options, progress)
-    if dry_run:
-        with explain_exclude(paths, inputs):
+        open_engine, jobs = engine_of(engine, jobs), jobs or _useful_workers(files)
+        held_out = stage.held_out_files(settings.root, clean_options, progress)
+        if dry_run:
             report = stage.build_report(files, clean_options, progress, jobs=jobs, held_out=held_out)
-        return _report_outcome(report, extra)
-    name = check_name(name or name_from_path(inputs[0]))
-    with explain_exclude(paths, inputs):
+            return _report_outcome(report, extra)
+        name = check_name(name or name_from_path(inputs[0]))
         built = stage.clean(
             *(settings.root, name, files, clean_options, progress),
             jobs=jobs,

@@ -170,8 +170,8 @@ def find_artifact(settings: Settings, kind: str, reference: str, *, exclude: str
     if reference:
         return artifact.find(settings.root, kind, reference)
     newest = artifact.latest(settings.root, kind, exclude=exclude)
-    others = [name for name in artifact.list_names(settings.root, kind) if name not in (exclude, newest.manifest.name)]
-    settings.progress.note(f"using {newest.ref}, the newest{f'; others: {_listed(others)}' if others else ''}")
+    names = [name for name in artifact.list_names(settings.root, kind) if name not in (exclude, newest.manifest.name)]
+    settings.progress.note(f"using {newest.ref}, the newest{f'; others: {_listed(names)}' if names else ''}")
     return newest
 
 

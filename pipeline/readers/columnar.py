@@ -127,11 +127,11 @@ def _column_text(schema: Any, label: str, options: ReadOptions) -> FieldChoice |
     if pyarrow.types.is_dictionary(kind):  # categories of pandas
         kind = kind.value_type
     if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_string_view(kind)):
-        others = [name for name in names if name != fields.TEXT]
+        columns = [name for name in names if name != fields.TEXT]
         raise BadData(
             f"{label}: the column `text` must be of type string, got {kind}",
             hint="convert it to strings"
-            + (f", or pass --text-field with another of the columns: {', '.join(others)}" if others else ""),
+            + (f", or pass --text-field with another of the columns: {', '.join(columns)}" if columns else ""),
         )
     return FieldChoice()
 

@@ -398,8 +398,8 @@ def _nothing_left(folder: Path, left_out: Sequence[LeftOut], include: Sequence[s
             f"{folder}: no text matches --include {' '.join(include)}; {summarize(left_out, 0)}",
             hint='quote the pattern, for example --include "*.txt"',
         )
-    others = [entry.name for entry in left_out if re.fullmatch(r"a \.\S+ file", entry.reason)][:_MAX_OPENED]
-    suffixes = Counter(Path(name).suffix for name in others if _is_readable(folder / name))
+    names = [entry.name for entry in left_out if re.fullmatch(r"a \.\S+ file", entry.reason)][:_MAX_OPENED]
+    suffixes = Counter(Path(name).suffix for name in names if _is_readable(folder / name))
     kinds = ("txt", "md", *dict.fromkeys(kind for kind in FORMATS.values() if kind != "text"))
     hint = f"name a folder with texts; these are read: {', '.join(f'.{kind}' for kind in kinds)}"
     if suffixes:
