@@ -282,6 +282,18 @@ BAD_INPUT = [
 ]
 
 
+@pytest.mark.parametrize("name", ["-draft.txt", "--draft.txt"])
+def test_file_whose_name_begins_like_an_option(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["clean", name]) == 2
+    assert capsys.readouterr().err.endswith(" — see --help\n")
+    Path(name).write_text("text")
+    assert cli.main(["clean", name]) == 2
+    assert capsys.readouterr().err.endswith(f" — for the file write ./{name}\n")
+
+
 @pytest.mark.parametrize("below", ["", "x/y"])
 def test_file_in_place_of_the_artifacts_folder_is_named(tmp_path: Path, below: str) -> None:
     (file := tmp_path / "book.txt").write_text("text")

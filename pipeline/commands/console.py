@@ -150,6 +150,15 @@ class Command(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         _write_options(self, ctx, formatter)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = [*args]
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if names := [word for word in words if word.startswith(error.option_name) and os.path.exists(word)]:
+                raise _UsageError(error.format_message(), hint=f"for the file write ./{names[0]}") from None
+            raise
+
     def invoke(self, ctx: click.Context) -> None:
         start = time.monotonic()
         stop = threading.Event()
