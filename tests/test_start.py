@@ -7,6 +7,7 @@ import json
 import random
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,22 @@ def test_plan_of_a_recipe_says_if_there_is_no_earlier_run(tmp_path: Path, inksto
     recipe_file.write(tmp_path / "novel.toml", {"download": {"source": ["novel.txt"]}, "train": {"minutes": 1.0}})
     planned = inkstone("start", "novel.txt", "--plan", cwd=tmp_path)["plan"]
     assert planned[-1] == "training  1 minute, there is no earlier run"
+
+
+def test_text_that_comes_before_there_is_a_model_trains_a_new_tokenizer(
+    tmp_path: Path, root: Path, inkstone: Inkstone
+) -> None:
+    (tmp_path / "a.txt").write_text(prose(1), encoding="utf-8")
+    (tmp_path / "b.txt").write_text("".join(map(chr, range(0xC0, 0x240))) * 9, encoding="utf-8")
+    inkstone("start", "a.txt", *MINUTES, cwd=tmp_path)
+    run, first = artifact.find(root, "runs", "a"), artifact.find(root, "tokenizers", "a")
+    shutil.rmtree(run.path.parent)  # as if the first training had failed
+    plan = inkstone("start", "b.txt", "--name", "a", "--plan", cwd=tmp_path)["plan"]
+    assert "there is no model yet, so new text trains a new tokenizer; its split is kept" in plan[0]
+    inkstone("start", "b.txt", "--name", "a", *MINUTES, cwd=tmp_path)
+    assert artifact.find(root, "tokenizers", "a").manifest.key != first.manifest.key
+    plan = inkstone("start", "b.txt", "--name", "a", "--plan", cwd=tmp_path)["plan"]
+    assert "its tokenizer and its split are kept" in plan[0]
 
 
 def test_source_that_cannot_be_read_does_not_reach_the_recipe(tmp_path: Path, inkstone: Inkstone) -> None:

@@ -128,7 +128,7 @@ def refresh(
 
     recipe = load_recipe(path, overrides, check_training)
     if retrain_tokenizer:
-        recipe = _retraining(recipe)
+        recipe = retraining(recipe)
     accept = accept_worse or retrain_tokenizer or any(entry.startswith("train.") for entry in overrides)
     train = functools.partial(train_stage, settings, device=device, accept=accept, rebuild=rebuild)
     recipes = with_tunings(recipe, through)
@@ -153,7 +153,7 @@ def refresh(
     return outcome
 
 
-def _retraining(recipe: Recipe) -> Recipe:
+def retraining(recipe: Recipe) -> Recipe:
     """Return a recipe that trains its tokenizer anew. Raises BadConfig if it uses a ready one."""
     from msgspec.structs import replace
 

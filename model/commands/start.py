@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from model.commands.options import DEVICE
-from model.commands.start_plan import as_line, write_recipe, write_tuning_recipe
+from model.commands.start_plan import as_line, needs_no_tokenizer, write_recipe, write_tuning_recipe
 from pipeline.commands.console import Command, Number, Outcome, Settings, option_group
 from pipeline.commands.options import EXCLUDE, INCLUDE, JOBS, MAX_BAD, TEXT_FIELD, worker_count
 from pipeline.errors import BadConfig, BadData, InputMissing
@@ -173,8 +173,11 @@ def _extend(
     values = {"download": options.download(), "clean": options.clean()}
     changed = [f"{name} = {value}" for entries in values.values() for name, value in entries.items()]
     _check_sources(settings, path, recipe, new, options)
+    kept = "its tokenizer and its split are kept"
+    if needs_no_tokenizer(settings.root, recipe):
+        kept = "there is no model yet, so new text trains a new tokenizer; its split is kept"
     lines = [
-        as_line("recipe", f"{path}: {', '.join(recipe.download.sources)}; its tokenizer and its split are kept"),
+        as_line("recipe", f"{path}: {', '.join(recipe.download.sources)}; {kept}"),
         *([as_line("changed", ", ".join(changed))] if changed else []),
         *([as_line("new text", ", ".join(new))] if new else []),
         as_line("training", f"{_length(recipe, minutes)}, {_beginning(settings.root, path.stem, recipe)}"),
@@ -236,6 +239,8 @@ def _run(settings: Settings, path: Path, device: str, jobs: int, *, more: bool) 
     from pipeline.sources.http import Network
 
     recipe = load_recipe(path)
+    if needs_no_tokenizer(settings.root, recipe):
+        recipe = refresh_command.retraining(recipe)
     train = refresh_command.train_stage(settings, recipe, device, more=more, accept=more)
     options = RefreshOptions(jobs=jobs, network=Network(stop=settings.progress.stop), accept_worse=more)
     refreshed = run_refresh(settings.root, recipe, train, settings.progress, options, run_id=settings.run_id)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.console import Settings
 from pipeline.commands.options import find_artifact
-from pipeline.errors import InputMissing
+from pipeline.errors import BadData, InputMissing
 from pipeline.runtime.terminal import counted
 
 if TYPE_CHECKING:
     from model.presets import Choice
+    from pipeline.refresh.recipe import Recipe
     from pipeline.sources.catalogue import Source
     from pipeline.start.decide import InputOptions
 
@@ -81,6 +82,19 @@ def write_tuning_recipe(
         _write(path, conversations.recipe_sections(talks, sources, options, parent, minutes))
     described = [*conversations.describe(talks, sources, parent, minutes), ("recipe", str(path))]
     return [as_line(heading, content) for heading, content in described]
+
+
+def needs_no_tokenizer(root: Path, recipe: Recipe) -> bool:
+    """Return True if a recipe trains a tokenizer and has no run yet, finished or not: new text may train another."""
+    from pipeline.store import artifact, generations
+
+    if recipe.tokenizer.use or recipe.train.parent:
+        return False
+    try:
+        has_run = artifact.current(root, "runs", recipe.name) is not None
+    except BadData:  # there is one, which is damaged
+        has_run = True
+    return not has_run and not any(generations.unfinished_drafts(root, "runs", recipe.name))
 
 
 def _write(path: Path, sections: dict[str, Any]) -> None:
