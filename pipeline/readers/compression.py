@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import io
 import lzma
 import re
@@ -31,6 +32,7 @@ _RLE_BLOCK = 1  # block type: one byte in the file, whatever its size
 _BLOCK = 1 << 22
 _READ, _FIRST_READ = 1 << 20, 1 << 10  # reads grow with the bytes read, so that a bomb is detected early
 _MAX_WINDOW = 1 << 27
+_COMPARED = 1 << 24  # bytes of two files
 _MAX_XZ_MEMORY = 1 << 28  # bytes that the decompressor may use; `xz -9` needs 65 MiB
 
 COMPRESSIONS = ("zst", "gz", "bz2", "xz")
@@ -315,3 +317,20 @@ class _StreamReader:
 
     def _error(self, problem: str) -> BadData:
         return BadData(f"{self._label}: {problem.format(_FULL_NAMES[self._compression])}", hint=_DOWNLOAD_AGAIN)
+
+
+def is_same_text(first: Path, second: Path) -> bool:
+    """Return True if both files hold the same bytes once decompressed, as far as they are compared."""
+    digests = []
+    for path in (first, second):
+        digest, remaining = hashlib.sha256(), _COMPARED
+        try:
+            for block in read_blocks(path):
+                digest.update(block[:remaining])
+                remaining -= len(block)
+                if remaining <= 0:
+                    break
+        except BadData:
+            return False
+        digests.append(digest.digest())
+    return digests[0] == digests[1]

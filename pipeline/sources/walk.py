@@ -25,7 +25,7 @@ from pathlib import Path
 
 from pipeline.errors import BadData, InkstoneError, InputMissing, NotPermitted, from_os_error
 from pipeline.readers import binary
-from pipeline.readers.compression import compression_suffix, read_blocks
+from pipeline.readers.compression import compression_suffix, is_same_text
 from pipeline.readers.kinds import FORMATS, NO_FIELD, detect_kind, has_text_suffix, without_compression
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.terminal import counted
@@ -39,7 +39,6 @@ _EDITOR_COPIES = ("*~", "#*#", "*.swp", "*.swo")
 _SAME = "same as "
 _HEAD = 1 << 16  # bytes that are compared before files of equal size are hashed
 _MAX_OPENED = 100  # files of other suffixes that are opened for the hint of an error
-_COMPARED = 1 << 24  # bytes of a text and its compressed copy that are compared
 _MAX_DEPTH = 100  # folders within folders; resolving their paths takes time that grows with the square
 _MAX_REASONS = 6  # in the summary
 _DOCUMENTS = re.compile(  # reasons of files that hold text for people, which a user would miss most
@@ -306,7 +305,7 @@ class _Search:
         for same_stem in _groups(self.names, without_compression):
             first, *others = sorted(same_stem, key=lambda name: (compression_suffix(name) != "", natural_key(name)))
             for name in others:
-                is_same = _is_same_text(self.folder / first, self.folder / name)
+                is_same = is_same_text(self.folder / first, self.folder / name)
                 base = first.rpartition("/")[2]
                 self.drop(name, f"{_SAME}{base}" if is_same else f"other content than {base} beside it")
 
@@ -347,23 +346,6 @@ def _groups(names: Iterable[str], key: Callable[[str], Hashable]) -> list[list[s
     for name in names:
         groups.setdefault(key(name), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
-
-
-def _is_same_text(first: Path, second: Path) -> bool:
-    """Return True if both files hold the same bytes once decompressed, as far as they are compared."""
-    digests = []
-    for path in (first, second):
-        digest, remaining = hashlib.sha256(), _COMPARED
-        try:
-            for block in read_blocks(path):
-                digest.update(block[:remaining])
-                remaining -= len(block)
-                if remaining <= 0:
-                    break
-        except BadData:
-            return False
-        digests.append(digest.digest())
-    return digests[0] == digests[1]
 
 
 def _is_store(path: Path, names: set[str]) -> bool:
