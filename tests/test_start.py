@@ -238,6 +238,17 @@ def test_text_that_comes_before_there_is_a_model_trains_a_new_tokenizer(
     assert "its tokenizer and its split are kept" in plan[0]
 
 
+def test_second_text_of_the_same_name_says_that_it_adds_to_the_model(tmp_path: Path, inkstone: Inkstone) -> None:
+    for number, folder in enumerate("ab"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "novel.txt").write_text(prose(number), encoding="utf-8")
+    recipe_file.write(tmp_path / "novel.toml", {"download": {"source": ["a/novel.txt"]}})
+    line = "adds to the model novel; for a new one: --name other"
+    for arguments, is_said in ((("a/novel.txt",), False), (("b/novel.txt",), True), (("b", "--name", "novel"), False)):
+        plan = inkstone("start", *arguments, "--plan", cwd=tmp_path)["plan"]
+        assert any(line in text for text in plan) == is_said
+
+
 def test_source_that_cannot_be_read_does_not_reach_the_recipe(tmp_path: Path, inkstone: Inkstone) -> None:
     (tmp_path / "novel.txt").write_text(prose(1), encoding="utf-8")
     assert "empty string" in inkstone("start", "", cwd=tmp_path, code=78)["error"]

@@ -102,7 +102,7 @@ def start(
     if path.exists():
         recipe = recipe_file.load(path)
         _require_parent(path, recipe, parent)
-        lines = _extend(settings, path, recipe, sources, options, minutes, plan_only)
+        lines = _extend(settings, path, recipe, sources, options, minutes, plan_only, is_named=bool(name))
     elif parent:
         lines = write_tuning_recipe(settings, path, sources, options, minutes, plan_only, parent)
     else:
@@ -162,9 +162,12 @@ def _extend(
     options: InputOptions,
     minutes: float | None,
     plan_only: bool,
+    *,
+    is_named: bool,
 ) -> list[str]:
     """Add new sources and options to the recipe, and return the lines of the plan.
 
+    Unless the user named the recipe (`is_named`), a line says that new text goes to a model that is there.
     If a source cannot be read, its error is raised and the recipe stays unchanged.
     """
     from pipeline.start import recipe_file
@@ -180,6 +183,11 @@ def _extend(
         as_line("recipe", f"{path}: {', '.join(recipe.download.sources)}; {kept}"),
         *([as_line("changed", ", ".join(changed))] if changed else []),
         *([as_line("new text", ", ".join(new))] if new else []),
+        *(
+            [as_line("", f"adds to the model {recipe.name}; for a new one: --name other")]
+            if new and not is_named
+            else []
+        ),
         as_line("training", f"{_length(recipe, minutes)}, {_beginning(settings.root, path.stem, recipe)}"),
     ]
     if not plan_only and (new or changed or minutes is not None):
