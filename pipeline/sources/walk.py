@@ -125,7 +125,8 @@ def require_text(path: Path) -> None:
     if binary.is_pointer(problem):
         raise _pointer(path, problem)
     if problem not in ("", "not text", NO_FIELD):
-        hint = "save its content as plain text (.txt), or leave it out"
+        hint = binary.hint_for(problem).removesuffix("leave it out")
+        hint = f"{hint}, or leave it out" if hint else "leave it out"
         raise NotText(f"{path}: {problem}, not text", hint=hint, path=path, reason=problem)
 
 

@@ -332,3 +332,17 @@ def test_named_file_that_is_no_text_is_an_error(tmp_path: Path, content: bytes, 
         require_text(path)
     assert caught.value.exit_code == 65
     require_text(write_file(tmp_path, "b.txt", "text"))
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        (b"Rar!\x1a\x07\x01\0", "unpack it, then name the folder, or leave it out"),
+        (b"7z\xbc\xaf\x27\x1c\0\x04", "unpack it, then name the folder, or leave it out"),
+        (PNG, "leave it out"),
+    ],
+)
+def test_named_file_of_another_kind_says_what_to_do(tmp_path: Path, content: bytes, hint: str) -> None:
+    with pytest.raises(NotText) as caught:
+        require_text(write_file(tmp_path, "a.bin", content))
+    assert caught.value.hint == hint
