@@ -81,6 +81,21 @@ class Choice(click.Choice[str]):
         return str(value)
 
 
+class Word(click.Choice[str]):
+    """The word that must be the first argument; `hint` says in the error which command may have been meant."""
+
+    def __init__(self, word: str, hint: str) -> None:
+        super().__init__([word])
+        self._hint = hint
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in self.choices:
+            word, command = self.choices[0], ctx.info_name if ctx else ""
+            hint = f"`{command} {word} NAME` looks at {word}; {self._hint}"
+            raise errors.BadConfig(f"{command} must be followed by {word}, got {value}", hint=hint)
+        return str(value)
+
+
 class Number(click.types.FloatParamType):
     """A finite number. Click's type accepts "nan", which passes no comparison, and "inf", which JSON cannot hold."""
 

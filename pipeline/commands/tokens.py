@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.console import Choice, Command, Number, Outcome, Settings, option_group
+from pipeline.commands.console import Choice, Command, Number, Outcome, Settings, Word, option_group
 from pipeline.commands.options import (
     ENGINE,
     EXCLUDE,
@@ -294,7 +294,7 @@ def _fit_warning(tokenizer: Tokenizer, characters_per_token: float) -> list[str]
 
 
 @click.command(cls=Command)
-@click.argument("kind", metavar="tokens", type=click.Choice(["tokens"]))
+@click.argument("kind", metavar="tokens", type=Word("tokens", "text files: `clean FILE --dry-run`"))
 @click.argument("reference", metavar="[NAME]", default="")
 @click.option("--locate", "index", type=int, metavar="INDEX", help="Print the source of the token at this index.")
 @click.option(
