@@ -4,7 +4,8 @@ A byte order mark is conclusive. Without one, bytes that are valid UTF-8 are UTF
 Big5 and UTF-16 and scored by the fraction of common Chinese characters and of ，。: 18,000 extracts of novels and
 poems, of 50 characters and more, score 0.2 to 1 in the right encoding and at most 0.08 in a wrong one. The first
 encoding that decodes without an error is not enough, because GB18030 accepts the bytes of Big5. Without a clear winner,
-ASCII with a few accented letters is read as cp1252; anything else is an error: no encoding is guessed.
+ASCII with accented letters, up to one character in five, is read as cp1252; anything else is an error: no encoding is
+guessed.
 
 Bytes that are invalid in the encoding become U+FFFD and are counted, up to 1 in 1,000 bytes of the file, or 3 in a
 shorter one, 1 in 32: one bad byte does not cost a book. With more of them the file is refused.
@@ -39,6 +40,7 @@ from pipeline.readers.detection.scores import (
     UTF_16,
     ascii_prefix,
     byte_order_mark,
+    cyrillic,
     is_utf8,
     is_western,
     japanese_or_korean,
@@ -338,5 +340,7 @@ def _undetected_error(head: bytes, offset: int, position: int, scores: Mapping[s
     return BadData(
         f"the encoding was not detected: not UTF-8 (byte {head[position]:#04x} at offset {offset + position:,}), "
         f"and too few common Chinese characters ({ratios})",
-        hint="pass it with --encoding, for example gb18030, big5, shift_jis, euc_jp, euc_kr, cp1252",
+        hint=f"it looks like Russian: pass --encoding {russian}"
+        if (russian := cyrillic(head[position:][:HEAD_BYTES]))
+        else "pass it with --encoding, for example gb18030, big5, shift_jis, euc_jp, euc_kr, cp1252, cp1251, koi8-r",
     )

@@ -24,7 +24,9 @@ _MARKS = (
     (b"\x84\x31\x95\x33", "gb18030"),
 )
 
-_WESTERN = re.compile("[À-ÖØ-Ýß-öø-ýÿŒœ’‘“”„–—…£«»°§\xa0]")
+_WESTERN = re.compile(r"[À-ÖØ-Ýß-öø-ýÿŒœ’‘“”„–—…£«»°§\xa0]|(?<![^\s“«(—])[¿¡](?=\w)")
+_CYRILLIC = ("cp1251", "koi8-r", "cp866", "iso8859-5")
+_RUSSIAN = re.compile("[оеаинтсрвл]")  # two thirds of the letters of a text
 _NEIGHBOURS, _MARK_IN_WORD = re.compile("[^\0-\x7f]{2}"), re.compile("[A-Za-z][“”„«»…£°§][A-Za-z]")
 NOT_ASCII, _ASCII = re.compile(rb"[\x80-\xff]"), re.compile(r"[\0-\x7f]+")
 _RUNS = re.compile(r"[^\0-\x7f]{2,}")  # Latin text decoded as Chinese has isolated ones, between letters
@@ -58,9 +60,20 @@ def is_western(sample: bytes) -> bool:
     """Return True for ASCII with a few accented letters and typographic marks of Windows' Western encoding."""
     text = sample.decode("cp1252", "replace")
     count, western = _count_beyond_ascii(text), "".join(_WESTERN.findall(text))
-    is_sparse = 8 * count <= len(text) and 3 * len(_NEIGHBOURS.findall(text)) <= count
+    is_sparse = 5 * count <= len(text) and 3 * len(_NEIGHBOURS.findall(text)) <= count
+    is_sparse = is_sparse and 2 * (western.count("¿") + western.count("¡")) <= count  # else a Big5 comma, ¡A
     capitals = sum(map(str.isupper, western))
     return is_sparse and len(western) >= 0.98 * count >= 2 * capitals and not _MARK_IN_WORD.search(text)
+
+
+def cyrillic(sample: bytes) -> str:
+    """Return the encoding in which the bytes look like Russian, for a hint, or ""."""
+    for name in _CYRILLIC:
+        text = sample.decode(name, "replace")
+        count = _count_beyond_ascii(text)
+        if 3 * count >= len(text) and 2 * len(_RUSSIAN.findall(text)) >= count:
+            return name
+    return ""
 
 
 def utf8_prefix(data: bytes) -> int:

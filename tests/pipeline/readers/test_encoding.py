@@ -286,6 +286,8 @@ FRENCH = (
     "Longtemps, je me suis couché de bonne heure. Parfois, à peine ma bougie éteinte, créée ; où ça ? réélu, Noël.\n"
 )
 GERMAN = "Als Gregor Samsa eines Morgens aus unruhigen Träumen erwachte, fand er sich auf seinem Rücken; größer, süß.\n"
+DENSE = "Le café était fermé. Il faisait très froid à l’été. Il faisait très froid à l’été.\n"
+SPANISH = "¿Qué dices? —preguntó el niño. ¡No lo sé! Mañana vendrá «¿quién?» y nada más.\n"
 RUSSIAN = "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему.\n"
 GREEK = "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα.\n"
 THAI = "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ ต่างมีเหตุผลและมโนธรรม\n"
@@ -299,6 +301,7 @@ JAPANESE = (
 )
 FOREIGN = [
     (ENGLISH, "mac_roman"),
+    ("An old man said ，no more than this ，and went home.\n", "big5"),
     (FRENCH, "cp850"),
     (FRENCH, "mac_roman"),
     (GERMAN, "cp437"),
@@ -335,13 +338,26 @@ def test_japanese_and_korean_errors_name_their_encoding() -> None:
         assert caught.value.hint == f"pass --encoding {encoding}"
 
 
-@pytest.mark.parametrize(("text", "encoding"), [(ENGLISH, "cp1252"), (FRENCH, "latin-1"), (GERMAN, "latin-1")])
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [(ENGLISH, "cp1252"), (FRENCH, "latin-1"), (GERMAN, "latin-1"), (DENSE, "cp1252"), (SPANISH, "cp1252")],
+)
 @pytest.mark.parametrize("times", [1, 30, 2000])
 def test_western_text_is_read(tmp_path: Path, text: str, encoding: str, times: int) -> None:
     text = text.encode(encoding, "ignore").decode(encoding) * times
     decoded, stats = text_of(file_of(tmp_path, text.encode(encoding)))
     assert decoded == text
     assert stats.encoding == "cp1252"
+
+
+@pytest.mark.parametrize("encoding", ["cp1251", "koi8-r", "cp866", "iso8859-5"])
+def test_error_names_the_likely_encoding_of_russian_text(tmp_path: Path, encoding: str) -> None:
+    for text in (RUSSIAN, f"Chapter 1\n\n{RUSSIAN * 2000}"):
+        assert refused(file_of(tmp_path, text.encode(encoding))).hint == (
+            f"it looks like Russian: pass --encoding {encoding}"
+        )
+    for text, other in ((GREEK, "iso8859-7"), (THAI, "tis-620"), (ENGLISH, "mac_roman")):
+        assert "for example gb18030" in refused(file_of(tmp_path, text.encode(other, "ignore"))).hint
 
 
 def test_undetected_encoding_reports_scores_and_first_invalid_byte(tmp_path: Path) -> None:
