@@ -311,8 +311,8 @@ def choose(
         for name, value in settings.items()
         if value != getattr(preset.model if hasattr(preset.model, name) else preset.train, name)
     }
-    shown = about(tokens) if is_estimate else f"{tokens:,}"
-    return Choice("small", settings, length, _reason(shown, vocab_size, device, bool(limit), dropout, size))
+    amount = about(tokens) if is_estimate else f"{tokens:,}"
+    return Choice("small", settings, length, _reason(amount, vocab_size, device, bool(limit), dropout, size))
 
 
 def dropout_for(epochs: float) -> float:

@@ -158,7 +158,7 @@ def test_plan_gives_reasons_and_writes_nothing(tmp_path: Path, root: Path, inkst
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("name = 'novel'\n", "novel.toml was not written by `start`, and is left as it is"),
+        ("name = 'novel'\n", "novel.toml was not written by `start`, so it is not changed"),
         ("# Written by `inkstone start`\nname = \n", "novel.toml: not TOML"),
     ],
 )

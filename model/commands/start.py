@@ -133,17 +133,17 @@ def _recipe_path(settings: Settings, references: Sequence[str], name: str) -> Pa
         raise BadConfig("no text to train on was named", hint="for example `inkstone start novel.txt`")
     base = check_name(name) if name else name_from_path(_absolute(references[0]))
     path = Path(f"{base}.toml")
-    number, first = 1, ""
-    while not path.exists() and (taken := [kind for kind in KINDS if artifact.current(settings.root, kind, path.stem)]):
+    number, owner = 1, ""
+    while not path.exists() and (kinds := [kind for kind in KINDS if artifact.current(settings.root, kind, path.stem)]):
         if name:
             raise BadConfig(
                 f"{name} exists in {settings.root}, and there is no {path} here",
                 hint=f"run it in the folder of {path}, or choose another --name",
             )
-        number, first = number + 1, first or f"{taken[0]}/{base}"
+        number, owner = number + 1, owner or f"{kinds[0]}/{base}"
         path = Path(f"{base}-{number}.toml")
-    if first:
-        settings.progress.note(f"the name {base} is taken by {first}: this is {path.stem}; --name chooses another")
+    if owner:
+        settings.progress.note(f"the name {base} is taken by {owner}: this is {path.stem}; --name chooses another")
     if not references and not path.exists():
         raise InputMissing(f"{path}: no such recipe here", hint=f"name a text: `inkstone start TEXT --name {name}`")
     return path

@@ -167,6 +167,6 @@ def warnings(lines: LineStats) -> list[str]:
         texts.append(f"character_coverage={DEFAULT_COVERAGE} would make {lost:,} of {len(frequencies):,} kinds unknown")
     needs = f"a vocabulary needs {min_vocab_size(frequencies, settings):,} pieces for characters and bytes"
     rare = len(frequencies) - alphabet_size(frequencies, settings.character_coverage)
-    spelled = f"{counted(rare, 'rare kinds')} {'is' if rare == 1 else 'are'} spelled as bytes"
-    texts.append(f"{needs}; {spelled}" if rare else needs)
+    note = f"{counted(rare, 'rare kinds')} {'is' if rare == 1 else 'are'} spelled as bytes"
+    texts.append(f"{needs}; {note}" if rare else needs)
     return texts
