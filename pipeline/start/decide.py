@@ -91,8 +91,8 @@ def count_tokens(text: Survey) -> int:
     per_token = _CHARACTERS_PER_TOKEN[0] * (1 - text.chinese) + _CHARACTERS_PER_TOKEN[1] * text.chinese
     if pieces := _count_pieces(lines, _flags(text)):
         line_ends = text.sample.count("\n")  # a token each
-        in_sample = pieces * (len(text.sample) - line_ends) / sum(map(len, lines)) + line_ends
-        per_token = len(text.sample) / in_sample
+        tokens = pieces * (len(text.sample) - line_ends) / sum(map(len, lines)) + line_ends
+        per_token = len(text.sample) / tokens
     return int((1 - DEFAULT_VAL_FRACTION) * text.characters / per_token)
 
 
@@ -107,8 +107,8 @@ def _count_pieces(lines: Sequence[str], flags: Flags) -> int:
         try:
             sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model, **settings)
         except RuntimeError as error:
-            possible = _POSSIBLE_SIZE.search(str(error))
-            size = int(possible[1]) if possible else size
+            limit = _POSSIBLE_SIZE.search(str(error))
+            size = int(limit[1]) if limit else size
             continue
         return sum(map(len, sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).encode(lines)))
     return 0
