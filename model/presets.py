@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.config import GPTConfig, Preset, TrainConfig
-from pipeline.errors import BadConfig, suggestion
+from pipeline.errors import BadConfig, BadData, suggestion
 from pipeline.runtime.terminal import about
 
 PRESETS: dict[str, Preset] = {
@@ -236,6 +236,7 @@ CHOSEN_EPOCHS, _LAST_DROPOUT = 8.0, 0.2
 _FASTER = 4  # times that a machine may be faster than estimated
 MAX_EPOCHS = 60  # of any training: beyond that the validation loss of a short text only rises
 _DROPOUTS = ((1.5, 0.0), (10, 0.1), (30, 0.2))  # up to so many epochs; 0.3 beyond
+_MIN_BLOCK, _BLOCKS = 8, 8  # tokens of a block, and blocks of a text, at least
 _TUNED_VOCABULARY = 4_000
 _LARGE_VOCABULARY = 20_000  # ids: on a CPU the head of `small` then takes half of the time
 _BYTES_PER_WEIGHT = 16  # weight, gradient and two moments in fp32 (estimate.weight_bytes)
@@ -274,6 +275,15 @@ _GPU_SIZES = (
 )
 
 
+def _require_tokens(tokens: int) -> None:
+    if tokens < _MIN_BLOCK * _BLOCKS:
+        raise BadData(
+            f"{tokens:,} training tokens are too few for a model: at least {_MIN_BLOCK * _BLOCKS} are needed, "
+            f"{_BLOCKS} blocks of {_MIN_BLOCK}",
+            hint="train on a longer text",
+        )
+
+
 def choose(
     tokens: int,
     vocab_size: int,
@@ -288,8 +298,10 @@ def choose(
     The network is always of the family "qwen3", so that it can be exported: `small`, or a smaller one for little text,
     or for less than two minutes on a CPU, or a larger one for more text and time. `device` is "cpu", "cuda" or "mps";
     `memory` its free bytes, if known. The default length is 5 minutes. A training that may see its text more than 8
-    times ends after 8, however fast the machine turns out to be: more minutes would make the result worse.
+    times ends after 8, however fast the machine turns out to be: more minutes would make the result worse. Raises
+    BadData for fewer than 64 tokens, 8 blocks of 8.
     """
+    _require_tokens(tokens)
     is_gpu = device.startswith("cuda")
     length = DEFAULT_MINUTES if minutes is None else minutes
     sizes = [
@@ -302,7 +314,7 @@ def choose(
 
     epochs = 60 * length * _tokens_per_second(size, vocab_size, is_gpu) / max(tokens, 1)
     dropout = dropout_for(epochs) if epochs <= CHOSEN_EPOCHS else _LAST_DROPOUT
-    block_size = min(size.model["block_size"], 1 << max((tokens // 8).bit_length() - 1, 0))
+    block_size = min(size.model["block_size"], 1 << max((tokens // _BLOCKS).bit_length() - 1, 0))
     settings = {**size.model, "block_size": block_size, "batch_size": size.batch_size, "dropout": dropout}
     settings["epochs"] = limit = CHOSEN_EPOCHS if _FASTER * epochs > CHOSEN_EPOCHS else 0.0
     preset = PRESETS["small"]

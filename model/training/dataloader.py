@@ -61,7 +61,7 @@ class Sampler:
         if count <= self.block_size:
             raise BadData(
                 f"{count:,} training tokens are too few for a block of {self.block_size}",
-                hint=f"use --set block_size={max(count // 4, 1)}, or tokenize more text",
+                hint=f"{f'use --set block_size={count // 4}, or ' if count >= 32 else ''}tokenize more text",
             )
 
     @functools.cached_property

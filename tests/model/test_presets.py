@@ -9,6 +9,7 @@ import pytest
 import cli
 from model.config import Preset, override, resolve_vocab_size
 from model.presets import PRESETS, Choice, choose, get_preset
+from pipeline.errors import BadData
 
 TEXTS = {"40 kB": (11_000, 1_000), "1 MB": (250_000, 4_000), "300 MB": (75_000_000, 16_000)}
 
@@ -88,7 +89,13 @@ def test_a_novel_gets_a_smaller_network_for_one_minute_on_a_cpu_than_for_five() 
 
 
 def test_block_fits_eight_times_into_the_text() -> None:
-    assert [choose(tokens, 300, "cpu").settings["block_size"] for tokens in (1, 100, 300)] == [1, 8, 32]
+    assert [choose(tokens, 300, "cpu").settings["block_size"] for tokens in (64, 100, 300)] == [8, 8, 32]
+
+
+def test_text_of_fewer_tokens_than_eight_small_blocks_is_refused() -> None:
+    message = "63 training tokens are too few for a model: at least 64 are needed, 8 blocks of 8"
+    with pytest.raises(BadData, match=message):
+        choose(63, 300, "cpu")
 
 
 def test_long_text_gets_a_larger_network_only_with_more_time_or_a_gpu() -> None:

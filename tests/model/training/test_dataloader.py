@@ -204,8 +204,9 @@ def test_stores_beyond_32_bits_are_sampled_to_their_end(order: str, step: int, c
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_too_few_tokens_for_a_block_raise_bad_data(order: str) -> None:
-    with pytest.raises(BadData, match="16 training tokens are too few for a block of 16"):
+    with pytest.raises(BadData, match="16 training tokens are too few for a block of 16") as failure:
         make_sampler(16, 16, order=order)
+    assert failure.value.hint == "tokenize more text"  # no block of 4 tokens
     assert make_sampler(17, 16, order=order).offsets(0, 3).tolist() == [0, 0, 0]
 
 
