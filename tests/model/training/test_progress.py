@@ -70,6 +70,16 @@ def test_lines_have_the_time_left_the_best_baseline_below_and_a_sample(root: Pat
     assert "left" not in last
 
 
+def test_network_before_its_first_step_is_said_to_be_better_than_nothing(
+    root: Path, tokens: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Baselines, "best_beaten", lambda self, loss: "uniform")
+    _, lines = train(root, tokens)
+    first, *later = [line for line in lines if line.startswith("step") and "validation" in line]
+    assert "better than" not in first
+    assert all("better than uniform" in line for line in later)
+
+
 def test_watch_gets_values_instead_of_lines(root: Path, tokens: Artifact) -> None:
     states: list[TrainProgress] = []
     trained, lines = train(root, tokens, watch=states.append)
