@@ -238,6 +238,13 @@ def test_text_that_comes_before_there_is_a_model_trains_a_new_tokenizer(
     assert "its tokenizer and its split are kept" in plan[0]
 
 
+def test_folder_of_code_proposes_include_although_a_note_in_it_is_read(tmp_path: Path, inkstone: Inkstone) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "notes.txt").write_text("to do: more\n", encoding="utf-8")
+    (tmp_path / "code" / "boat.py").write_text("boat = 'old'\n" * 99, encoding="utf-8")
+    assert '--include "*.py"' in inkstone("start", "code", cwd=tmp_path, code=65)["stderr"]
+
+
 def test_second_text_of_the_same_name_says_that_it_adds_to_the_model(tmp_path: Path, inkstone: Inkstone) -> None:
     for number, folder in enumerate("ab"):
         (tmp_path / folder).mkdir()

@@ -126,7 +126,7 @@ def _files(
 
     section = DownloadSection(tuple(sources), include=options.include, exclude=options.exclude)
     source, groups = resolve(name, section, settings.root, list_files, options.text_fields)
-    if plan_only:  # a refresh says it too
+    if plan_only or any(entry.is_proposed for entry in source.left_out):  # a refresh says the rest
         note_left_out(settings.progress, source.left_out, len(source.files))
     paths = {file.name: file.local for file in source.files if file.local}
     if remote := [file.name for file in source.files if not file.local]:

@@ -157,9 +157,10 @@ def summarize(left_out: Sequence[LeftOut], taken: int) -> str:
         more = f" and {len(folders) - _MAX_REASONS} more" if len(folders) > _MAX_REASONS else ""
         noun = "folder" if len(folders) == 1 else f"{len(folders):,} folders:"
         lines.append(f"{noun} {', '.join(folders[:_MAX_REASONS])}{more}")
-    if suffixes := Counter(Path(entry.name).suffix for entry in left_out if entry.is_proposed):
-        globs = " ".join(f'--include "*{suffix}"' for suffix, _ in suffixes.most_common(_MAX_PROPOSED))
-        lines.append(f"these hold more text than is read: {globs} reads them instead")
+    if counted_suffixes := Counter(Path(entry.name).suffix for entry in left_out if entry.is_proposed):
+        suffixes = [suffix for suffix, _ in counted_suffixes.most_common(_MAX_PROPOSED)]
+        globs = " ".join(f'--include "*{suffix}"' for suffix in suffixes)
+        lines.append(f"the {', '.join(suffixes)} files hold more text than is read: {globs} reads them instead")
     return f"left out {'; '.join(lines)}"
 
 

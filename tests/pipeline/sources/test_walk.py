@@ -280,7 +280,7 @@ def test_texts_of_other_suffixes_are_proposed_if_they_hold_more_than_is_read(fol
     write(folder, a__txt="a note\n", b__py="x = 1\n", c__py="y = 2\n", d__bin=bytes(999), e__png=PNG)
     result = walk(folder)
     assert summarize(result.left_out, 1).endswith(
-        '1 image; these hold more text than is read: --include "*.py" reads them instead'
+        '1 image; the .py files hold more text than is read: --include "*.py" reads them instead'
     )
     write(folder, f__txt="a longer note\n" * 9)
     assert "--include" not in summarize(walk(folder).left_out, 2)
