@@ -222,15 +222,21 @@ def plan_lines(
     device: torch.device,
     seconds: float,
     compiling: float = 0.0,
+    epoch_steps: float = 0.0,
+    noun: str = "",
 ) -> list[str]:
-    """Describe a training by `execution`, whose steps take `seconds`; `compiling` seconds are part of its minutes."""
+    """Describe a training by `execution`, whose steps take `seconds`; `compiling` seconds are part of its minutes.
+
+    `epoch_steps` is how many of them are an epoch of what `noun` names; by default of all tokens.
+    """
     model, train = preset.model, preset.train
     step_tokens = train.batch_size * model.block_size
-    epoch_steps, rate = train_tokens / step_tokens, step_tokens / seconds
+    epoch_steps, rate = epoch_steps or max(train_tokens, 1) / step_tokens, step_tokens / seconds
+    of_what = f" of the {noun}s" if noun else ""
     precision = f"{'bfloat16' if execution.precision == 'bf16' else 'fp32'}{', compiled' if execution.compiled else ''}"
     steps = max(int((train.minutes * 60 - compiling) / seconds), 1) if train.minutes else train.steps
     by_epochs = math.ceil(train.epochs * epoch_steps) or steps
-    epochs = min(steps, by_epochs) * step_tokens / max(train_tokens, 1)
+    epochs = min(steps, by_epochs) / epoch_steps
     if by_epochs < steps:
         length = f"{train.epochs:g} epochs, about {counted(by_epochs, 'steps')}, {_format_seconds(by_epochs * seconds)}"
     elif train.minutes:
@@ -244,7 +250,7 @@ def plan_lines(
         "sequences at once",
         f"tokens    {train_tokens:,} to train on, {step_tokens:,} a step: {epoch_steps:,.0f} steps an epoch, "
         f"{model.parameters / max(train_tokens, 1):,.3g} parameters per token",
-        f"schedule  {length}, {epochs:.1f} epochs, {rate:,.0f} tokens/s in {PROBES} trial passes",
+        f"schedule  {length}, {epochs:.1f} epochs{of_what}, {rate:,.0f} tokens/s in {PROBES} trial passes",
         *(f"warning: {text}" for text in [overfitting_risk(model, epochs)] if text),
     ]
 

@@ -208,7 +208,7 @@ class Trainer:
         self.planned = {"seconds_per_step": seconds, "bytes": self.execution_plan.bytes}
         lines = estimate.plan_lines(
             *(self.preset_name, self.preset, len(self.store.train), self.execution_plan),
-            *(self.learner.execution, self.device, seconds, compiling),
+            *(self.learner.execution, self.device, seconds, compiling, *self.task.epoch(self.config.batch_size)),
         )
         for line in (*lines, *self.task.lines(self.baselines)):
             self.report(line)

@@ -54,6 +54,14 @@ class Task:
         """Return the configuration with document masks if the task has them, by which memory is estimated."""
         return replace(config, document_mask=True) if self.tuning else config
 
+    def epoch(self, rows: int) -> tuple[float, str]:
+        """Return how many steps of `rows` rows are an epoch of the conversations or pairs, and their noun.
+
+        For text, return 0 and "".
+        """
+        packed = self.sampler.conversations if isinstance(self.sampler, Replay) else self.sampler
+        return (1 / self.sampler.epoch(1, rows), packed.noun) if isinstance(packed, PackedRows) else (0.0, "")
+
     @property
     def bytes(self) -> int:
         """Bytes on the device of the reference."""

@@ -97,6 +97,15 @@ def test_a_run_forgets_less_with_the_text_of_its_base(root: Path) -> None:
     assert replayed["answers_after"] < replayed["answers_before"]
 
 
+def test_the_plan_counts_epochs_of_the_conversations_only(root: Path, replay: Replay) -> None:
+    tokens, base = artifact.find(root, "tokens", "talk"), artifact.find(root, "runs", "base")
+    settings = {"steps": 40, "batch_size": 8, "replay": 0.25}
+    lines = stage.dry_run(plan_tuning(tokens, base, name="tuned", settings=settings), device="cpu")
+    rows = len(replay.conversations.rows)
+    assert any(line.startswith("tokens ") and f": {rows / 6:,.0f} steps an epoch" in line for line in lines)
+    assert any(f", {40 * 6 / rows:.1f} epochs of the conversations, " in line for line in lines)
+
+
 def test_the_text_is_replayed_by_default_where_it_is_known(root: Path, tmp_path: Path) -> None:
     tokens = artifact.find(root, "tokens", "talk")
     assert plan_tuning(tokens, artifact.find(root, "runs", "base"), name="a").preset.train.replay == 0.3
