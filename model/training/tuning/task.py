@@ -30,12 +30,17 @@ from model.training.tuning.replay import Replay
 from model.training.tuning.rows import PackedRows
 from pipeline.errors import BadConfig, BadData
 from pipeline.tokenizers import ChatTokenizer
+from pipeline.tokenizers.chat import TURN_START
 from pipeline.tokens.store import TokenStore, open_store
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task of training. `name` is "" for pretraining, which has no `tuning`; `prompt` is continued at evaluations."""
+    """A task of training. `name` is "" for pretraining, which has no `tuning`.
+
+    `prompt` is what evaluations continue: a text and its ids, or a question and the ids of the conversation up to its
+    answer.
+    """
 
     name: str
     sampler: Sampler | PackedRows | Replay
@@ -103,7 +108,7 @@ def open_task(store: TokenStore, plan: TrainPlan, device: torch.device, world: W
     rows = packed(store, "train", model.block_size, config.seed)
     held_out = packed(store, "val", model.block_size) if len(store.val) else None
     special = tuple(_chat_tokenizer(store).special.values())
-    first_prompt = sample_prompt(store, prompt, report) if prompt else _first_question(store, held_out or rows)
+    first_prompt = _question(store, prompt, report) if prompt else _first_question(store, held_out or rows)
     if store.chat == "chat":
         answers = HeldOutAnswers.read(held_out, config.eval_bytes) if held_out else None
         return Task(SFT, with_replay(rows, plan), answers, first_prompt, Tuning(answer_loss, special))
@@ -148,9 +153,19 @@ def _chat_tokenizer(store: TokenStore) -> ChatTokenizer:
     return store.tokenizer
 
 
+def _question(store: TokenStore, text: str, report: Report) -> tuple[str, list[int]]:
+    """Return a question, and the ids of a conversation that begins with it. Raises as `sample_prompt`."""
+    sample_prompt(store, text, report)  # reports unknown characters
+    question = [{"role": "user", "content": text}]
+    return text, _chat_tokenizer(store).encode_messages(question, add_generation_prompt=True)
+
+
 def _first_question(store: TokenStore, rows: PackedRows) -> tuple[str, list[int]]:
-    """Return the beginning of the first conversation, up to its first answer, as a prompt."""
+    """Return the question before the first answer, and the ids of the conversation up to this answer."""
+    tokenizer = _chat_tokenizer(store)
     start, length = int(rows.pieces.starts[0]), int(rows.pieces.lengths[0])
     mask = rows.documents.mask.read(start, start + length + 1)
     ids = rows.documents.ids.read(start, start + int(np.argmax(mask))).tolist()
-    return store.tokenizer.decode(ids), ids
+    end = max(index for index, token in enumerate(ids) if token == tokenizer.end_of_turn)
+    begin = max(index for index, token in enumerate(ids[:end]) if token == tokenizer.special[TURN_START])
+    return tokenizer.decode(ids[begin + 1 : end]).partition("\n")[2], ids  # without the line of the role

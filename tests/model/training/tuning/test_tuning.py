@@ -16,11 +16,14 @@ from model import api
 from model.config import TrainConfig, identity
 from model.runs import checkpoint, plan, run, tuning
 from model.training import stage
+from model.training.distributed import World
+from model.training.tuning.task import open_task
 from pipeline.errors import BadConfig, BadData
 from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.tokenizers import Characters
 from pipeline.tokens import counting
+from pipeline.tokens.store import open_store
 from tests.conftest import Inkstone
 from tests.support.exchanging import GPT2, publish_run, single_thread_offline
 from tests.support.faults import Command
@@ -102,6 +105,34 @@ def test_a_kill_while_factors_are_merged_loses_nothing(tmp_path: Path, monkeypat
     expected, actual = (dict(tensors(tuned)) for tuned in runs)
     assert expected.keys() == actual.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in actual.items())
+
+
+@pytest.mark.parametrize("prompt", ["", "5+5"])
+@pytest.mark.parametrize("system", [(), ({"role": "system", "content": "Add."},)], ids=["", "system"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_sample_of_a_tuning_is_a_question_and_its_answer(
+    root: Path, kind: str, system: tuple[dict[str, str], ...], prompt: str
+) -> None:
+    conversations = [[*system, *talk] for talk in KINDS[kind][1]]
+    parent = publish_run(root, NETWORK, BASE, name="parent")
+    planned = tuning.plan_tuning(publish_tokens(root, kind, conversations, conversations), parent, name="tuned")
+    lines: list[str] = []
+    task = open_task(
+        open_store(planned.tokens), replace(planned, prompt=prompt), torch.device("cpu"), World(), lines.append
+    )
+    question = {"role": "user", "content": prompt or "0+0"}
+    messages = [question] if prompt else [*system, question]
+    assert task.prompt == (question["content"], CHAT.encode_messages(messages, add_generation_prompt=True))
+
+
+def test_the_sample_is_reported_and_kept(root: Path) -> None:
+    tokens, parent = prepare(root)
+    lines: list[str] = []
+    settings = {"steps": 2, "evaluations": 1, "precision": "fp32", "batch_size": 2}
+    plan = tuning.plan_tuning(tokens, parent, name="tuned", settings=settings)
+    tuned = stage.train(root, plan, device="cpu", resume=True, report=lines.append).artifact
+    assert [sample["prompt"] for sample in samples(tuned)] == ["0+0", "0+0"]  # type: ignore[index]
+    assert sum(line.startswith("            0+0|") for line in lines) == 1  # none before the first step
 
 
 @pytest.mark.parametrize("settings", [{}, {"lora_rank": 2}, {"optimizer": "muon"}], ids=str)
