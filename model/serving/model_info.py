@@ -56,14 +56,15 @@ def load_model_info(session: Session, content: PageContent, *, public: bool = Tr
     """Describe the run of a session. Unless it is `public`, the page gets none of its texts, and no report."""
     run, tokenizer, result = session.run, session.tokenizer, read_result(session.run.path)
     bits = result.best_bits_per_char if session.checkpoint == "best" else result.bits_per_char
+    base = tokenizer.base if isinstance(tokenizer, ChatTokenizer) else tokenizer
+    has_chat = base is not tokenizer
     summary = {
         "parameters": result.parameters,
         "steps": result.steps,
         "bits_per_char": bits,
-        "tokenizer": {"name": tokenizer.name, "kind": tokenizer.kind, "ids": tokenizer.vocab_size},
+        "tokenizer": {"name": tokenizer.name, "kind": base.kind, "ids": tokenizer.vocab_size},
         "trained_on": next((entry.name for entry in run.manifest.inputs if entry.role == "tokens"), ""),
     }
-    has_chat = isinstance(tokenizer, ChatTokenizer)
     sample = _last_sample(run.file("samples.jsonl")) if public and not has_chat else None
     beginnings = [sample["prompt"] if sample else "", *content.beginnings] if public else []
     report = content.report if public else None

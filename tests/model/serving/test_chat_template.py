@@ -131,8 +131,9 @@ def test_a_message_that_spells_a_special_token_stays_text(server: Server, tokeni
     assert chat(server, messages).json()["usage"]["prompt_tokens"] == len(ids)
 
 
-def test_the_page_gets_questions_of_the_chats_and_no_sample(server: Server) -> None:
+def test_the_page_gets_questions_of_the_chats_and_no_sample(server: Server, tokenizer: ChatTokenizer) -> None:
     about = ask(server, "/run").json()
+    assert about["tokenizer"]["kind"] == tokenizer.base.kind == "sentencepiece"
     assert about["has_chat"]
     assert about["sample"] is None
     assert len(about["beginnings"]) == 3
