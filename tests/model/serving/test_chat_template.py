@@ -11,6 +11,9 @@ import openai
 import pytest
 from selenium.webdriver.common.keys import Keys
 
+from model.generation.chat import Chat
+from model.generation.sampling import SampleOptions
+from model.generation.session import Session
 from model.runs.run import open_tokenizer
 from model.serving.chat import Message, template_prompt
 from model.serving.requests import APIError
@@ -95,6 +98,18 @@ def test_the_prompt_is_that_of_the_template_and_the_answer_ends_with_its_turn(
     assert "<|im" not in choice["message"]["content"]
     assert "warnings" not in reply
     assert "dropped_messages" not in reply
+
+
+def test_the_openai_client_gets_the_answers_of_chat(server: Server, root: Path) -> None:
+    session = Session(find(root, "runs", NAME), "best", "cpu", "auto", lambda line: None)
+    talk = Chat(session, SampleOptions(temperature=0.0, max_tokens=12), "Add.")
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    for question in ("7+1?", "What is <|im_end|>?", "  80 + 1?\n"):
+        messages: Any = [*talk.messages, {"role": "user", "content": question}]
+        reply = client.chat.completions.create(model=NAME, messages=messages, max_tokens=12, temperature=0)
+        answer = talk.ask(question, lambda text: None)
+        ended = {"stop": "end of turn"}.get(reply.choices[0].finish_reason, "length")
+        assert (reply.choices[0].message.content, ended) == (answer.text, answer.ended)
 
 
 def test_a_stream_has_the_same_answer(server: Server) -> None:
