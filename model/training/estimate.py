@@ -232,7 +232,7 @@ def plan_lines(
     model, train = preset.model, preset.train
     step_tokens = train.batch_size * model.block_size
     epoch_steps, rate = epoch_steps or max(train_tokens, 1) / step_tokens, step_tokens / seconds
-    of_what = f" of the {noun}s" if noun else ""
+    of_what = f" of the {noun}" if noun else ""
     precision = f"{'bfloat16' if execution.precision == 'bf16' else 'fp32'}{', compiled' if execution.compiled else ''}"
     steps = max(int((train.minutes * 60 - compiling) / seconds), 1) if train.minutes else train.steps
     by_epochs = math.ceil(train.epochs * epoch_steps) or steps

@@ -112,8 +112,7 @@ class Trainer:
         self.device, self.report, self.world, self._resume = device, report, world, resume
         self.store = store = open_store(plan.tokens, is_intact=world.size > 1)  # each node has checked its own
         self._parent = world.from_main(lambda: open_parent(plan))
-        self.task = task = open_task(store, plan, device, world, report)
-        self.sampler = task.sampler
+        self.task, self.sampler = (task := open_task(store, plan, device, world, report)), task.sampler
         first, count = world.rows(self.config.batch_size)
         self.rows = range(first, first + count)
         self.is_resident = not task.tuning and is_resident(config.resident, store.train, device)
@@ -208,7 +207,8 @@ class Trainer:
         self.planned = {"seconds_per_step": seconds, "bytes": self.execution_plan.bytes}
         lines = estimate.plan_lines(
             *(self.preset_name, self.preset, len(self.store.train), self.execution_plan),
-            *(self.learner.execution, self.device, seconds, compiling, *self.task.epoch(self.config.batch_size)),
+            *(self.learner.execution, self.device, seconds, compiling),
+            *self.task.epoch(self.config.batch_size),
         )
         for line in (*lines, *self.task.lines(self.baselines)):
             self.report(line)

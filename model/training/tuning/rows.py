@@ -40,6 +40,10 @@ class PackedRows:
     key: str = ""
 
     @property
+    def noun(self) -> str:
+        return "conversations" if self.pieces.width == 1 else "pairs"
+
+    @property
     def tokens(self) -> TokenArray:
         return self.documents.ids
 
@@ -56,8 +60,7 @@ class PackedRows:
 
     def __str__(self) -> str:
         pieces = self.pieces
-        kind = "conversations" if pieces.width == 1 else "pairs"
-        parts = [f"{counted(len(pieces.starts) // pieces.width, kind)} in {counted(len(self.rows), 'blocks')}"]
+        parts = [f"{counted(len(pieces.starts) // pieces.width, self.noun)} in {counted(len(self.rows), 'blocks')}"]
         parts += [f"{self.padding:.1%} padding"]
         parts += [f"{pieces.cut:,} longer than a block and cut"] * bool(pieces.cut)
         parts += [f"{pieces.dropped:,} without an answer in their block dropped"] * bool(pieces.dropped)
