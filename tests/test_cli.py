@@ -340,7 +340,7 @@ def test_debug_prints_traceback(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("artifacts")
 def test_rejects_of_refused_corpus_are_kept_in_named_folder(inkstone: Inkstone, tmp_path: Path) -> None:
     outcome = inkstone("clean", broken_inputs(tmp_path)["bad-line"], code=11)
-    folder = Path(outcome["error"].split(": ")[0])
+    folder = Path(outcome["hint"].rpartition("the rejects are in ")[2])
     rejected = json.loads(
         zstandard.ZstdDecompressor().stream_reader((folder / "rejects.jsonl.zst").read_bytes()).read()
     )

@@ -53,7 +53,7 @@ def push(settings: Settings, reference: str, url: str, one_writer: bool) -> Outc
     )
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Copy an artifact from a bucket, or list it.")
 @click.argument("url", metavar="URL")
 @click.argument("reference", metavar="[KIND/NAME[/KEY]]", default="")
 def pull(settings: Settings, url: str, reference: str) -> Outcome:

@@ -58,7 +58,7 @@ class PreferenceLoss:
 
         `ratios` (B, T) are log p / p_ref of the targets, 0 for those without a loss; `segments` (B, T) as in the rows.
         """
-        # index_add would sum in any order on a GPU, and autocast would round a matrix product.
+        # An addition by index would sum in any order on a GPU, and autocast would round a matrix product.
         members = F.one_hot(segments, self._segments + 1)[..., 1:].float()  # (B, T, S)
         sums = (ratios[..., None] * members).sum(1)
         return self.beta * (sums[:, ::2] - sums[:, 1::2]), members.amax(1)[:, ::2]
