@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -50,8 +51,10 @@ class NodeTask(msgspec.Struct, frozen=True):
     def sign(self) -> Sign:
         """Return the present signs of work: bytes of unfinished files count as begun units."""
         folder = self.part.path("")
-        written = [_size(path) for path in folder.parent.glob(f".*{folder.name}.*/*")]
-        return Sign(int((folder / "part.json").exists()), sum(written))
+        written = 0
+        with suppress(FileNotFoundError):  # a folder that was listed, and renamed before its files were
+            written = sum(_size(path) for path in folder.parent.glob(f".*{folder.name}.*/*"))
+        return Sign(int((folder / "part.json").exists()), written)
 
 
 def make_on_node(task: NodeTask) -> PartRecord:

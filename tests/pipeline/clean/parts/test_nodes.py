@@ -56,6 +56,22 @@ def test_any_engine_gives_the_manifest_of_one_process(root: Path, texts: Path, t
         assert clean(tmp_path / "threads", texts, opening(threads), dedup=dedup).manifest == one.manifest
 
 
+def test_folder_renamed_while_it_is_listed_is_no_error(
+    root: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    glob = Path.glob
+
+    def vanished(path: Path, pattern: str) -> Any:
+        if pattern.startswith(".*"):
+            raise FileNotFoundError(pattern)
+        return glob(path, pattern)
+
+    one = clean(root, texts)
+    monkeypatch.setattr(Path, "glob", vanished)
+    with Threads() as threads:
+        assert clean(tmp_path / "threads", texts, opening(threads)).manifest == one.manifest
+
+
 class _Killed(Processes):
     """Kills the worker of the first call at each part."""
 
