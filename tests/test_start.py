@@ -108,21 +108,29 @@ def test_end_has_a_verdict_and_the_next_commands_and_counts_simple_models_once(
     assert cli.main(["--artifacts", str(root), "start", "novel.txt", *MINUTES]) == 0
     output = capsys.readouterr()
     assert len(calls) == 1
-    scores = read_result(artifact.find(root, "runs", "novel").path).baselines
+    result = read_result(artifact.find(root, "runs", "novel").path)
+    scores = result.baselines
     assert f"baselines bits per character, lower is better: random guesses {scores['uniform']:.2f}, " in output.out
     assert re.search(
         r"^verdict   \d\.\d\d bits per character, (better than|about as good as|worse than) ", output.out, re.M
     )
-    for command in (
-        "sample novel ",
-        "serve novel\n",
-        "start --name novel --minutes 1 ",
-        "start --name novel more.txt\n",
-    ):
-        assert f"inkstone {command}" in output.out
+    commands = next_commands("novel", recipes.load("novel.toml"), result)
+    assert [f"inkstone {command}" in output.out for command in commands] == [True] * len(commands)
     prompt = read_prompt(root)
     assert prompt
     assert f"{prompt}|" in output.err
+
+
+@pytest.mark.parametrize(("epochs", "longer"), [(7.9, ["start --name novel --minutes 17  (train longer)"]), (8.0, [])])
+def test_next_commands_suggest_more_minutes_only_while_they_help(epochs: float, longer: list[str]) -> None:
+    recipe = Recipe("novel", DownloadSection("a.txt"), train=TrainSection(), sample=SampleSection(("It is",)))
+    result = Result(10, 100, 1000, "last", "best", seconds=1000, epochs=epochs)
+    assert next_commands("novel", recipe, result) == (
+        "sample novel 'It is'",
+        "serve novel",
+        *longer,
+        "start --name novel more.txt",
+    )
 
 
 @pytest.mark.parametrize("parent", ["", "novel"])
