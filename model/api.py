@@ -126,11 +126,11 @@ def train(
     of the same plan is resumed; a published one is returned unchanged.
 
     With `parent`, training starts from the weights of that run. Tokens of conversations or pairs of answers tune it:
-    its network stays, `preset` is not used, and without `name` the run is named after the tokens.
+    the network is the parent's, `preset` is not used, and without `name` the run is named after the tokens.
 
     `on_row` is called with the numbers of each row of metrics.csv, by column, about every ten seconds and at each
-    evaluation. After a kill, rows since the last checkpoint come again. An error that it raises ends the training as a
-    kill does.
+    evaluation. After a kill, rows since the last checkpoint are repeated. An error in `on_row` has the effect of a
+    kill: the unfinished run can be resumed.
     """
     folder, arrays = artifacts_folder(root), load_tokens(tokens, root).artifact
     start = artifact.find(folder, "runs", parent) if parent else None

@@ -17,7 +17,7 @@ from pipeline.errors import BadConfig
 
 GATE_WIDTH = 12  # input dimensions of an attention head's gate (modded-nanogpt)
 NORM_EPSILON = {"layer": 1e-5, "rms": 1e-6}
-# Left out of a key at their defaults, as in older keys.
+# Settings that older versions lack. At its default, such a setting is not part of a key, so older keys stay valid.
 _UNLISTED = ("head_dim", "norm_epsilon", "deterministic", "patience", "ngram", "lora_rank", "beta", "replay", "epochs")
 
 
@@ -85,7 +85,7 @@ class GPTConfig:
 
     @property
     def kv_width(self) -> int:
-        """Width of all key heads together, which is also that of all value heads."""
+        """Width of all key heads together, and of all value heads together."""
         return (self.kv_heads or self.heads) * self.head_width
 
     @property
@@ -160,11 +160,10 @@ class TrainConfig:
     memory. The schedule ends after `steps`, or after `minutes` if that is set, or after `epochs` if that is earlier.
 
     The validation split is evaluated at the start, at the end and `evaluations` - 1 times in between. Evaluations are
-    at least 10 steps apart; if `minutes` is set, there are fewer when they would take over a tenth of the time. But six
-    are made, if `evaluations` allows it, unless they would take longer than a minute and than the training by the
-    clock.
+    at least 10 steps apart and, if `minutes` is set, take at most a tenth of the time. Six are made all the same, if
+    `evaluations` allows it; if `minutes` is set, only while they take less than a minute or less time than training.
 
-    If the validation loss rises, a training by the clock, or one with `patience`, ends early from its best checkpoint.
+    If the validation loss rises, a training with `minutes` or `patience` returns to its best checkpoint and ends early.
     """
 
     batch_size: int = 16
@@ -214,8 +213,8 @@ class TrainConfig:
 class Preset:
     """A model configuration, its training, and the `source` of its numbers.
 
-    `family` is that of the model (see `GPTConfig.family`). `tokenizer` is the one that the preset was tuned with:
-    "char", "bpe-8000" or a tiktoken encoding; "" if any will do.
+    `family` equals `model.family`. `tokenizer` is the tokenizer that the preset was tuned with: "char", "bpe-8000" or a
+    tiktoken encoding; "" for any.
     """
 
     family: str

@@ -82,7 +82,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc; the values a
 
 
 def pick_device(name: str = "auto", report: Callable[[str], None] = lambda line: None) -> torch.device:
-    """Return the named device, or for "auto" the first of cuda, mps and cpu that works; one that does not is reported.
+    """Return the named device; for "auto" the first of cuda, mps and cpu that works, and report those that do not.
 
     Raises BadConfig if this machine does not have the device. Also makes CPUs flush denormal numbers (below 1e-38) to
     zero, since products with them take a hundred times as long (benchmarks/NOTES.md). Threads inherit that setting
@@ -130,7 +130,7 @@ def _gpu_count(report: Callable[[str], None]) -> int:
 
 
 def driver_problem() -> str:
-    """Return why no GPU is there although this build of torch supports them, "" without a driver."""
+    """Return why CUDA does not start although this build of torch supports it; "" if it starts or has no driver."""
     if not (torch.version.cuda and _DRIVER.exists()) or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return ""
     try:
@@ -166,9 +166,9 @@ class ExecutionConfig:
 
 
 def set_deterministic(enabled: bool) -> None:
-    """Let torch, its compiler and cuBLAS use only operations that repeat bit for bit on the same GPU, or any.
+    """Restrict torch, its compiler and cuBLAS to operations that repeat bit for bit on the same GPU, or allow all.
 
-    An operation that has no such form raises a RuntimeError then. Memory is not filled before it is written.
+    Under the restriction, an operation without a deterministic form raises RuntimeError. New memory is not filled.
     """
     if enabled:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product
@@ -186,7 +186,7 @@ def is_nondeterministic(error: BaseException) -> bool:
 
 
 def describe(device: torch.device) -> str:
-    """Name the kind of a device and its model: runs keep their settings only on another device of the same name."""
+    """Return the kind and the model of a device. A run that resumes keeps its execution settings if they are equal."""
     return f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
 
 
@@ -206,7 +206,7 @@ def describe_gpus() -> list[str]:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has computed all that it was given."""
+    """Wait until the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -220,7 +220,7 @@ def pick_precision(device: torch.device, setting: str = "auto") -> str:
     """
     if setting == "bf16" and device.type == "cuda" and not _has_fast_bfloat16(device):
         raise BadConfig(
-            f"precision=bf16, and {torch.cuda.get_device_name(device)} does not multiply bfloat16",
+            f"precision=bf16 needs bfloat16 instructions, and {torch.cuda.get_device_name(device)} has none",
             hint="--set precision=fp32, or auto",
         )
     if setting != "auto":
@@ -257,7 +257,7 @@ def should_compile(device: torch.device, setting: str = "auto") -> bool:
     compiler. Raises BadConfig for "yes" if there is none.
     """
     if setting == "yes" and not has_compiler():
-        raise BadConfig("compile=yes needs a C++ compiler, and there is none", hint="install g++, or --set compile=no")
+        raise BadConfig("compile=yes needs a C++ compiler, found none", hint="install g++, or --set compile=no")
     return setting == "yes" or (setting == "auto" and device.type == "cuda" and has_compiler())
 
 
@@ -274,7 +274,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def out_of_memory_refused(device: torch.device) -> Iterator[None]:
-    """Raise BadConfig instead where memory does not suffice and no smaller micro-batch would help."""
+    """Turn an out-of-memory error into BadConfig. For work that a smaller micro-batch would not make fit."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -292,7 +292,7 @@ def is_compiler_error(error: BaseException) -> bool:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of memory available on the device, with those that torch's allocator holds and does not use."""
+    """Bytes of memory available on the device, including the unused reserve of torch's allocator."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -306,14 +306,14 @@ def free_memory(device: torch.device) -> int:
 
 
 def used_memory(device: torch.device) -> int:
-    """Bytes of memory that torch's allocator holds on the device; on a CPU, those of this process."""
+    """Bytes of memory that torch's allocator has reserved on the device; on a CPU, the memory of this process."""
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
     try:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # macOS: the most so far, which it counts in bytes
+    except OSError:  # macOS: the peak, in bytes
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -229,11 +229,11 @@ def get_preset(name: str) -> Preset:
 
 DEFAULT_MINUTES = 5.0  # of a training for which the user names neither preset nor length
 
-# Tokens a second that `small` trains on two CPU cores and, an unmeasured guess, on a GPU: they only decide the dropout.
+# Tokens a second of a training of `small`: measured on two CPU cores, guessed for a GPU. Only `choose` uses them.
 _CPU_RATE, _GPU_RATE = 5_500, 200_000
-# A chosen training ends after so many epochs, and then has this dropout: more of either is worse (benchmarks/NOTES.md).
+# Limit of epochs of a training that `choose` plans, and its dropout; more of either is worse (benchmarks/NOTES.md).
 CHOSEN_EPOCHS, _LAST_DROPOUT = 8.0, 0.2
-_FASTER = 4  # times that a machine may be faster than estimated
+_FASTER = 4  # how many times as fast as estimated a machine may be
 MAX_EPOCHS = 60  # of any training: beyond that the validation loss of a short text only rises
 _DROPOUTS = ((1.5, 0.0), (10, 0.1), (30, 0.2))  # up to so many epochs; 0.3 beyond
 _MIN_BLOCK, _BLOCKS = 8, 8  # tokens of a block, and blocks of a text, at least
@@ -244,7 +244,7 @@ _BYTES_PER_WEIGHT = 16  # weight, gradient and two moments in fp32 (estimate.wei
 
 @dataclass(frozen=True)
 class Choice:
-    """A preset for a text, the settings that differ from the preset's, the length in minutes at most, and why."""
+    """A preset for a text, the settings that differ from it, the maximum length in minutes, and the reason."""
 
     preset: str
     settings: Mapping[str, Any]
@@ -295,11 +295,10 @@ def choose(
 ) -> Choice:
     """Choose a preset for `tokens` training tokens (or an estimate of them), a vocabulary, a device and a length.
 
-    The network is always of the family "qwen3", so that it can be exported: `small`, or a smaller one for little text,
-    or for less than two minutes on a CPU, or a larger one for more text and time. `device` is "cpu", "cuda" or "mps";
-    `memory` its free bytes, if known. The default length is 5 minutes. A training that may see its text more than 8
-    times ends after 8, however fast the machine turns out to be: more minutes would make the result worse. Raises
-    BadData for fewer than 64 tokens, 8 blocks of 8.
+    The network has the family "qwen3", so that it can be exported. It is `small`, or smaller for little text or for
+    less than two minutes on a CPU, or larger for more text and time. `device` is "cpu", "cuda" or "mps"; `memory` its
+    free bytes, if known. The default length is 5 minutes. A training that could reach 8 epochs on a faster machine is
+    limited to 8, since more make the result worse. Raises BadData for fewer than 64 tokens, 8 blocks of 8.
     """
     _require_tokens(tokens)
     is_gpu = device.startswith("cuda")
@@ -328,7 +327,7 @@ def choose(
 
 
 def dropout_for(epochs: float) -> float:
-    """Return the dropout of a training that sees its text that many times."""
+    """Return the dropout for a training of that many epochs."""
     return next((dropout for limit, dropout in _DROPOUTS if epochs <= limit), 0.3)
 
 
@@ -347,9 +346,9 @@ def _tokens_per_second(size: _Size, vocab_size: int, is_gpu: bool) -> float:
 
 
 def _reason(tokens: str, vocab_size: int, device: str, is_limited: bool, dropout: float, size: _Size) -> str:
-    """Describe the text and what was chosen for it, where it differs from `small`.
+    """Describe the text, and the settings that differ from `small`.
 
-    The speed of the machine is not known yet: how long the training takes is said once it is measured (estimate.py).
+    The time is not part of it: the speed of the machine is measured later (estimate.py).
     """
     length = f", at most {CHOSEN_EPOCHS:g} epochs (more would overfit)" if is_limited else ""
     parts = [f"{tokens} training tokens{length}"]

@@ -1,7 +1,7 @@
 """The table of all settings of a model and of its training: the values that each may have, its unit and its meaning.
 
 Checks, error messages, `inkstone presets --settings` and the table in docs/training.md are made from it. The types and
-defaults are those of the fields in config.py. What the table does not allow is never written: JSON has no infinity.
+defaults are those of the fields in config.py. All ranges are finite, since JSON has no infinity.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, whole ones if these are integers. `below` excludes `high`, `zero` adds 0.
+    """Numbers from `low` to `high`; whole numbers if both are integers. `below` excludes `high`, `zero` adds 0.
 
     NaN is in no range.
     """
@@ -69,7 +69,7 @@ _COUNT = Range(0, _MAX_INT)
 
 SETTINGS: dict[str, Setting] = {
     "vocab_size": Setting("rows of the embedding; 0: the vocabulary size of the tokenizer", _COUNT),
-    "block_size": Setting("tokens that the model sees at once", Range(1, 1 << 20), "tokens"),
+    "block_size": Setting("context length of the model", Range(1, 1 << 20), "tokens"),
     "layers": Setting("blocks of attention and feed-forward", Range(0, 10_000)),
     "heads": Setting("query heads of each attention layer", Range(1, 1 << 16)),
     "width": Setting("dimensions of the residual stream, a multiple of `heads`", Range(1, 1 << 20)),
@@ -134,8 +134,8 @@ SETTINGS: dict[str, Setting] = {
         "initialise the projections back into the stream to zero, instead of normal(0, 0.02 / sqrt(2 layers))"
     ),
     "ngram": Setting(
-        "n-grams of the training text, of up to so many tokens, have 0.3 of the "
-        "probability; the network is trained without them (docs/training.md); 0: none",
+        "length of the longest n-grams of the training text; they have a weight of 0.3 in the probabilities, but not "
+        "during training (docs/training.md); 0: none",
         Range(0, 8),
         "tokens",
     ),
@@ -184,8 +184,8 @@ SETTINGS: dict[str, Setting] = {
         "first bytes of the validation text that are evaluated; 0: all of it", Range(0, (1 << 53) - 1), "bytes"
     ),
     "patience": Setting(
-        "evaluations since the best one, when the loss is 2 % above it, after which the training ends from its best "
-        "checkpoint; 0: 2 by the clock, and only a warning by steps",
+        "evaluations without improvement, with a loss 2 % above the best, after which the training returns to its best "
+        "checkpoint and ends; 0: 2 if `minutes` is set, otherwise only a warning",
         _COUNT,
     ),
     "lora_rank": Setting(
@@ -194,12 +194,12 @@ SETTINGS: dict[str, Setting] = {
         Range(0, 1 << 16),
     ),
     "beta": Setting(
-        "of dpo, the strength with which the network is held to the run it starts from (Rafailov et al. 2023)",
+        "for dpo, the strength of the penalty for a difference from the parent run (Rafailov et al. 2023)",
         Range(1e-4, 1e4, zero=True),
     ),
     "replay": Setting(
-        "share of the rows of sft, and of its loss, that is text which the base model was trained on; 0: none",
+        "for sft, the fraction of the rows and of the loss that is training text of the base model; 0: none",
         Range(0.0, 0.9),
     ),
-    "seed": Setting("decides the first weights, the batches and the dropout", _COUNT),
+    "seed": Setting("seed of the initial weights, the batches and the dropout", _COUNT),
 }

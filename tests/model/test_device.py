@@ -88,7 +88,7 @@ def test_named_device_that_is_not_there_is_refused(name: str, monkeypatch: pytes
 def test_bfloat16_on_a_gpu_without_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     use_gpu(monkeypatch, name="Tesla T4", is_bf16_supported=lambda including_emulation=True: including_emulation)
     assert devices.pick_precision(CUDA) == "fp32"
-    with pytest.raises(BadConfig, match="Tesla T4 does not multiply bfloat16"):
+    with pytest.raises(BadConfig, match="needs bfloat16 instructions, and Tesla T4 has none"):
         devices.pick_precision(CUDA, "bf16")
     devices._has_fast_bfloat16.cache_clear()
 
