@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 _MAX_LENGTH = 512  # tokens of a block: the probabilities take memory for each pair of them
-_ROWS = 128  # queries at a time, which see only the keys before the last of them
+_ROWS = 128  # queries of one product; it leaves out the keys after the last of them
 
 
 def is_fast(q: Tensor) -> bool:
@@ -22,7 +22,7 @@ def is_fast(q: Tensor) -> bool:
 
 
 def pairs(length: int) -> int:
-    """Return how many probabilities `causal_attention` keeps of a head, for a block of `length` tokens."""
+    """Return the number of probabilities that `causal_attention` stores per head for a block of `length` tokens."""
     if length > _MAX_LENGTH:
         return 0
     ends = [min(start + _ROWS, length) for start in range(0, length, _ROWS)]

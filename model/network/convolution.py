@@ -17,12 +17,12 @@ class Convolution(nn.Module):
 
     def __init__(self, kernel_width: int, width: int) -> None:
         super().__init__()
-        self.shares = nn.Parameter(torch.zeros(kernel_width, width))  # the kernel; checkpoints have it by this name
+        self.shares = nn.Parameter(torch.zeros(kernel_width, width))  # the kernel; checkpoints contain this name
 
     def forward(self, x: Tensor, tail: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C). `tail` (B, W - 1, C) holds the inputs before x, and is updated in place.
 
-        With `positions` (B, T) of the tokens in their documents, none sees an earlier document.
+        With `positions` (B, T) of the tokens in their documents, earlier documents do not affect a token.
         """
         if tail is None:
             return _convolve(x, self.shares, positions)
@@ -59,7 +59,7 @@ class _Convolve(torch.autograd.Function):
 
 
 def _within(values: Tensor, positions: Tensor | None, shift: int) -> Tensor:
-    """Set values (B, T - shift, C) to zero that a shift brings from one document into the next."""
+    """Zero the `values` (B, T - shift, C) that a shift moves into the next document."""
     return values if positions is None else values * (positions[:, shift:, None] >= shift)
 
 

@@ -92,7 +92,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class _TokenLosses(torch.autograd.Function):
-    """Each chunk is a `linear_cross_entropy`, in the backward pass with the weights times the gradients."""
+    """The backward pass is that of `linear_cross_entropy`, with the weights times the gradients of the losses."""
 
     @staticmethod
     def forward(
@@ -142,9 +142,9 @@ def _forward(
 ) -> Tensor:
     """Return the loss and save the gradients of `x`, `weight` and `bias` for `backward`.
 
-    The softmax itself is never computed. Its rows are `exp` = exp(logits - max) divided by their sums; the products
-    of `exp` are divided instead, which have C numbers per row and not V. The 1 that the gradient subtracts at the
-    target is subtracted from `exp` as the row's sum. With weights the sums are divided by them.
+    The softmax is `exp` = exp(logits - max) divided by the sums of its rows. To save time, the products of `exp` are
+    divided instead: they have C numbers per row, not V. The gradient subtracts 1 at the target, which is the row's sum
+    in units of `exp`. Weights divide the sums.
     """
     count, vocab_size = len(targets), len(weight)
     divisor = count if weights is None else 1
@@ -170,7 +170,7 @@ def _forward(
         total += losses.sum() if weights is None else (losses.squeeze(-1) * weights[chunk]).sum()
         if not needs_grad:
             continue
-        # One target per row: no addition to an address twice, which a GPU would do in any order.
+        # Each row has one target, so no address is written twice: the result does not depend on a GPU's order.
         exp.scatter_(-1, target_ids, exp.gather(-1, target_ids) - sums)
         if weights is not None:
             sums /= weights[chunk, None]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_LEAST = -(2**63)  # of an int64
+_MIN_INT64 = -(2**63)
 
 
 class Dropout(nn.Module):
@@ -26,8 +26,9 @@ class Dropout(nn.Module):
         if x.device.type != "cpu":
             return F.dropout(x, self.p)
         threshold = min(max(round(self.p * 256), 1), 255)
-        # All 64 bits, by a function that torch.compile knows. Older versions drew them without the highest bit flipped.
-        random = torch.randint(_LEAST, -(_LEAST + 1), (-(-x.numel() // 8),)) ^ _LEAST
+        # 64 random bits, by a function that torch.compile supports. The flip of the highest bit keeps the bytes of
+        # older versions.
+        random = torch.randint(_MIN_INT64, -(_MIN_INT64 + 1), (-(-x.numel() // 8),)) ^ _MIN_INT64
         keep = random.view(torch.uint8)[: x.numel()].view(x.shape) >= threshold
         return x * keep.to(x.dtype).mul_(256 / (256 - threshold))
 

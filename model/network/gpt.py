@@ -26,7 +26,7 @@ from model.network.ngrams import NGrams
 from model.network.skip_init import SkipInit
 
 VOCABULARY_TABLES = ("embedding.weight", "head.weight", "head_bias")
-"""Weights of a GPT with a row for each id; a network has those that its configuration asks for."""
+"""Names of the weights that have one row per id. A network may lack some of them."""
 
 
 def norm(config: GPTConfig, width: int) -> nn.Module:
@@ -170,7 +170,7 @@ class FeedForward(nn.Module):
 
 
 class _SquaredReLU(torch.autograd.Function):
-    """relu(x)². Its slope 2 relu(x) is zero for x < 0, where autograd would apply the mask of the ReLU once more."""
+    """relu(x)². Its slope 2 relu(x) is zero for x < 0, so the backward pass needs no mask; autograd would apply one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -267,7 +267,7 @@ class GPT(nn.Module):
         self.head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
         self.packed_head: Callable[[Tensor], Tensor] | None = None  # replaces the head (generation/quantization.py)
-        self.ngrams: NGrams | None = None  # to be mixed with the network's probabilities; `logits` are without them
+        self.ngrams: NGrams | None = None  # mixed into the probabilities by callers; not part of `logits`
 
     @classmethod
     def empty(cls, config: GPTConfig, device: torch.device) -> GPT:

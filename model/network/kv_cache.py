@@ -63,7 +63,7 @@ class CacheView:
 
 
 class KVCache:
-    """Keys and values of `rows` sequences, with `lengths` tokens seen so far in each.
+    """Keys and values of `rows` sequences. `lengths` are their numbers of tokens so far.
 
     A sequence longer than `size` overwrites its oldest tokens if `slides`: with rotary positions attention depends on
     distances only. With learned positions the row is full then, and must be reset.

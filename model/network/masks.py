@@ -9,7 +9,7 @@ from torch import Tensor
 def document_indices(ids: Tensor, eos: int) -> Tensor:
     """Index of each token's document within its row, int64 (B, T) for `ids` (B, T).
 
-    That is the number of end-of-text tokens `eos` before it, so an end of text belongs to the document that it ends.
+    The index is the number of end-of-text tokens `eos` before the token. An `eos` belongs to the document that it ends.
     """
     is_eos = ids == eos
     return is_eos.cumsum(-1) - is_eos.long()
@@ -26,7 +26,7 @@ def document_mask(ids: Tensor, eos: int) -> Tensor:
 def packed_mask(positions: Tensor) -> Tensor:
     """Return the mask of `document_mask` for documents that are packed into rows by the `positions` (B, T) of tokens.
 
-    A token's position is that in its document. Padding has the position 0, so that it attends to itself alone.
+    Positions count from the beginning of a document. Padding has the position 0, so that it attends to itself alone.
     """
     return _causal(torch.arange(positions.shape[1], device=positions.device) - positions)
 

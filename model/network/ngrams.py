@@ -37,7 +37,7 @@ def mixed(logprobs: Tensor, probabilities: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Table:
-    """The n-grams of one length. A context is all of an n-gram but its last token.
+    """The n-grams of one length. The context of an n-gram is the n-gram without its last token.
 
     discounts       float64 (4,), of the counts 0, 1, 2, and 3 or more
     grams, counts   sorted keys of the n-grams, and their counts
@@ -153,9 +153,9 @@ def kneser_ney_discounts(frequencies: np.ndarray) -> np.ndarray:
     return clipped
 
 
-def _find(keys: np.ndarray, wanted: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return the value of each wanted key, 0 for a key that is not among the sorted `keys`."""
+def _find(keys: np.ndarray, queries: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the value of each of `queries`, 0 for one that is not among the sorted `keys`."""
     if not len(keys):
-        return np.zeros(len(wanted), np.int64)
-    index = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[index] == wanted, values[index], 0)
+        return np.zeros(len(queries), np.int64)
+    index = np.minimum(np.searchsorted(keys, queries), len(keys) - 1)
+    return np.where(keys[index] == queries, values[index], 0)
