@@ -20,7 +20,7 @@ from pipeline.errors import BadConfig, BadData
 _MAX_LISTED = 5  # tensors in an error message
 _MAX_SIZE = 1 << 28  # of any size in a config.json: a larger one would not fit a file, nor a product of two an integer
 _POSITIVE = ("head_dim", "norm_epsilon")
-_MAX_POSITIONS = 1 << 22  # a network of either family has a million at most; tables of them take memory
+_MAX_POSITIONS = 1 << 22  # networks have a million at most, and tables of positions take memory
 _CHECK_CONFIG = "check that it is the config.json of a model"
 # Types of config fields that are read, beside those of `Family.sizes` and `Family.fixed_fields`.
 _TYPES: dict[str, Any] = {
@@ -54,8 +54,9 @@ def _joined(mappings: Iterable[TensorMapping], weights: Mapping[str, Tensor]) ->
 def to_gguf(config: GPTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert our weights to GGUF's names and shapes.
 
-    llama.cpp reads no tied head of GPT-NeoX, so that is copied. It rotates neighbours in Llama's heads, while we rotate
-    dimension i with i + D/2, so the rows of queries and keys are moved there.
+    llama.cpp does not read a tied head of GPT-NeoX, so the head is written as a copy of the embedding. For Llama it
+    rotates neighbouring dimensions of a head, and we rotate dimension i with i + D/2, so the rows of queries and keys
+    are reordered.
     """
     tensors = {mapping.gguf: _join(mapping, weights) for mapping in tensor_mappings(config)}
     if config.family == "llama":

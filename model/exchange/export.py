@@ -21,7 +21,7 @@ from pipeline.store.leftovers import require_new
 from pipeline.tokenizers import Tokenizer
 
 _SAMPLES = "samples.jsonl"
-_NO_NGRAMS = "exported is the network alone: no format holds the n-grams that `sample` mixes in (docs/training.md)"
+_NO_NGRAMS = "exported without n-grams, which no format supports; `sample` uses them (docs/training.md)"
 
 
 @dataclass(frozen=True)

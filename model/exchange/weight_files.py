@@ -1,7 +1,7 @@
 """Weight files of other programs: which tensors are accepted from them.
 
 Only dense tensors of floating-point numbers are weights. Integers, booleans, complex numbers and 8-bit floats would
-convert to fp32 without an error, but mean something else: most often values that a scale belongs to.
+convert to fp32 without an error, but most often they are quantised values that need a scale.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def load_pickle(path: Path) -> object:
     """Return the content of a pickle of tensors, containers and plain values. Raises BadData for any other object."""
-    mmap = zipfile.is_zipfile(path)  # torch < 1.6 wrote no zip files, which cannot be mapped
+    mmap = zipfile.is_zipfile(path)  # files of torch < 1.6 are not zip files and cannot be mapped
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about kinds of tensors that are refused below

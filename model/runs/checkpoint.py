@@ -48,8 +48,8 @@ class TrainState(msgspec.Struct, frozen=True):
     rollbacks    number of times that training was rolled back
     evaluations  number of evaluations so far
     share        the learning rates of the last step, as a fraction of their peaks
-    cooldown     first and last step of the learning rates' fall to zero and their fraction before, if they fall early
-    ended_early  why they do, "" if they do not
+    cooldown     of an early decay of the learning rates to zero: its first and last step, and their fraction before
+    ended_early  reason of the early decay, "" without one
     since_row    number of steps since the last row of the metrics, and the sums of their losses and gradient norms
     device       kind and model of the device that computed it, "" if it was saved before this was recorded
     """
@@ -121,7 +121,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def _require_same(data: bytes, state: TrainState, path: Path) -> None:
-    """Raise InternalError unless `data` reads back as `state`: JSON has no infinity, and it would become null."""
+    """Raise InternalError unless `data` reads back as `state`. For example, JSON would turn infinity into null."""
     try:
         is_same = _decode_state(data) == state
     except msgspec.DecodeError:
@@ -176,7 +176,7 @@ def newest_first(folder: Path) -> list[Path]:
 def read_state(path: Path) -> TrainState:
     """Read the state of the checkpoint in `path`.
 
-    Raises InputMissing if there is no checkpoint, and BadData if its state is not what was saved.
+    Raises InputMissing if there is no checkpoint, and BadData if its state changed since it was saved.
     """
     try:
         data = (path / _STATE).read_bytes()
@@ -220,9 +220,9 @@ def load_newest(
 ) -> tuple[TrainState, CheckpointTensors] | None:
     """Load the newest intact checkpoint in `folder`, or with `best_only` the best one; None if there never was one.
 
-    Damaged checkpoints are moved into `quarantine` and the one before is tried. Raises BadData if all are damaged, so
-    that training never silently starts from scratch. Raises BadConfig if the checkpoint is of another model or
-    training.
+    A damaged checkpoint is moved into `quarantine`, and the one before is loaded instead. Raises BadData if all are
+    damaged, so that training never silently starts from scratch. Raises BadConfig if the checkpoint is of another model
+    or training.
     """
     best_path = best(folder) if best_only else None
     paths = [best_path] if best_path else newest_first(folder)
@@ -276,7 +276,7 @@ def load_network(path: Path, device: torch.device) -> GPT:
 
 
 def _read_ngrams(path: Path, config: GPTConfig) -> NGrams:
-    """Count the n-grams of the training text, whose ids the folder of the run holds. Raises BadData if it does not."""
+    """Count the n-grams of the training text in `path`. Raises BadData if the file is missing or damaged."""
     try:
         ids = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -334,7 +334,7 @@ def _read_verified(path: Path, file_name: str, state: TrainState) -> dict[str, T
 
 
 def best(folder: Path) -> Path | None:
-    """Return the checkpoint with the lowest validation loss, the later one of equals; None if none was evaluated."""
+    """Return the checkpoint with the lowest validation loss, the latest of several; None if none was evaluated."""
     losses = {}
     for path in newest_first(folder):
         try:

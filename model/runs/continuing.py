@@ -33,7 +33,7 @@ from pipeline.store.manifest import path_of_ref
 def plan_continuation(
     run: Artifact, tokens: Artifact, *, steps: int | None = None, minutes: float | None = None
 ) -> TrainPlan:
-    """Plan a new generation of a published run, with its preset, its numbers, its last weights and optimizer state.
+    """Plan a new generation of a published run, with its preset, its settings, its last weights and optimizer state.
 
     `steps` or `minutes` replace its length. Raises BadConfig if the tokens have another tokenizer, and for a run that
     was imported.
@@ -54,7 +54,7 @@ def plan_continuation(
 
 
 def _require_same_task(tokens: Artifact, run: Artifact) -> None:
-    """Raise BadConfig for text or conversations that the numbers of a run are not for."""
+    """Raise BadConfig unless the tokens are for the task of the run: pretraining, sft or dpo."""
     task, expected = (name or "pretraining" for name in (TASKS.get(kind_of(tokens)), read_result(run.path).task))
     if task != expected:
         raise BadConfig(
@@ -68,7 +68,7 @@ def _length(train: TrainConfig) -> Length:
 
 
 def _usual_length(run: Artifact) -> Length:
-    """Return the length of the trainings of a run's name: its own, unless its run.json says that it is another one."""
+    """Return the usual length of trainings of this name: the one in the run's run.json, else the run's own."""
     try:
         return msgspec.convert(read_run_info(run.path).settings, Length)
     except msgspec.ValidationError:  # none was recorded
@@ -80,14 +80,13 @@ def _continue(plan: TrainPlan, run: Artifact) -> TrainPlan:
 
 
 def continue_published(root: Path, plan: TrainPlan, *, more: bool = False) -> TrainPlan:
-    """Let a plan continue the published run of its name if that run was trained on an older generation of the data.
+    """Return the plan that continues the published run of its name, if that run has its configuration and tokenizer.
 
-    The run must have the same configuration and tokenizer, and other tokens; otherwise the plan gets the reason why it
-    starts from scratch. If the run was trained on these very tokens, the plan gets the parent of that run, so that it
-    is recognised as that run. So it does if that run had another length than usual. With `more`, the plan continues the
-    run on any tokens, and for another length than it was trained for.
+    If the run was trained on other tokens, or with `more`, the plan continues it. With `more`, its length may differ.
+    If the run was trained on the same tokens, the plan gets the run's parent and length, and so the key of that run.
+    Otherwise the plan starts from scratch, and `from_scratch` is the reason.
 
-    Raises BadData if that run is damaged, unless the plan builds it again, or there is no older one to go back to.
+    Raises BadData if the run is damaged, unless the plan builds it again, or no older run could replace it.
     """
     plan = _without_later_settings(root, plan)
     try:
@@ -119,7 +118,7 @@ def continue_published(root: Path, plan: TrainPlan, *, more: bool = False) -> Tr
 
 
 def _without_later_settings(root: Path, plan: TrainPlan) -> TrainPlan:
-    """Leave out n-grams that a preset got after a run of this name was begun, unless they are among the settings."""
+    """Take the `ngram` setting from an earlier run of this name with the same preset, unless the user gave one."""
     for folder in earlier_folders(root, plan.name):
         name, preset = read_preset(folder)
         if preset and name == plan.preset_name and "ngram" not in plan.given:

@@ -67,9 +67,9 @@ class TrainPlan:
     `weights_only` the parent's best weights are loaded and training starts at step 0; otherwise the optimizer's moments
     are loaded too and training continues where the parent ended. `from_scratch` is the reason why the published run of
     this name is not continued, "" if it is, or if there is none. `tensorboard` also writes TensorBoard events. `prompt`
-    is the text to continue at each evaluation, "" for the beginning of the validation text. `usual_length` is that of
-    the trainings of this name, if this one has another length for once. `given` are the names of the settings that do
-    not come from the preset.
+    is the text to continue at each evaluation, "" for the beginning of the validation text. `usual_length` is the
+    length of other trainings of this name, None if this one has the same. `given` are the names of the settings that
+    do not come from the preset.
     """
 
     name: str
@@ -99,7 +99,7 @@ def resolve_preset(
 ) -> Preset:
     """Return the preset with the overrides applied; `steps` and `minutes` of wall-clock time exclude each other.
 
-    Raises BadConfig for a configuration that no tokens could be trained with.
+    Raises BadConfig for a configuration that is invalid for any tokens.
     """
     return override_preset(presets.get_preset(preset_name), steps, minutes, settings)
 
@@ -163,7 +163,7 @@ def resolve_auto(root: Path, tokens: Artifact, name: str, minutes: float | None,
         if minutes is not None:
             settings = {field: value for field, value in settings.items() if field not in ("steps", "minutes")}
         state = "unfinished " if folder.name.startswith(".") else ""
-        return Resolved(preset_name, settings, minutes, f"as the {state}run {name} has it")
+        return Resolved(preset_name, settings, minutes, f"as in the {state}run {name}")
     from model import device as devices  # imports torch
 
     picked, counts = devices.pick_device(device), tokens.manifest.counts
@@ -175,7 +175,7 @@ def resolve_auto(root: Path, tokens: Artifact, name: str, minutes: float | None,
 
 def earlier_folders(root: Path, name: str) -> list[Path]:
     """Return the folder of the current run of a name; if there is none, those of unfinished runs, the last first."""
-    with suppress(BadData):  # `continue_published` says what becomes of a damaged one
+    with suppress(BadData):  # `continue_published` handles a damaged one
         if published := artifact.current(root, "runs", check_name(name)):
             return [published.path]
     return [draft for draft, _ in reversed([*unfinished_drafts(root, "runs", name)])]
@@ -213,8 +213,8 @@ def make_plan(
 ) -> TrainPlan:
     """Plan a training on `tokens`; its run is named after the preset unless `name` is given.
 
-    With `parent`, a run, it starts from the network and the best weights of that run, and only the numbers of training
-    are the preset's. Raises BadConfig if the tokens and the configuration do not fit together.
+    With `parent`, a run, it starts from the network and the best weights of that run, and takes only its training
+    settings from the preset. Raises BadConfig if the tokens and the configuration do not fit together.
     """
     if kind := kind_of(tokens):
         raise BadConfig(
@@ -316,9 +316,9 @@ def read_config(folder: Path) -> Preset | None:
 def write_config(
     folder: Path, preset_name: str, preset: Preset, tokenizer: Tokenizer, ngrams: NGrams | None = None
 ) -> None:
-    """Write what resuming and sampling a run require: the tokenizer, the resolved preset and the text of `ngrams`.
+    """Write the files that resuming and sampling need: the tokenizer, the resolved preset and the text of `ngrams`.
 
-    `settings` in the file are those that differ from the named preset; without one of that name they are missing.
+    The field `settings` has the differences from the named preset; it is missing if there is no preset of that name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)

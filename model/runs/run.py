@@ -41,9 +41,9 @@ class Result(msgspec.Struct, frozen=True):
     Losses are in nats per token on the validation set, and None for imported runs, which were never evaluated here.
     `last` and `best` are folder names of checkpoints. `mfu` is the fraction of the device's peak FLOP/s that was used,
     None if the peak is unknown. `waited` is the fraction of the training time spent waiting for batches. `baselines`
-    are bits per character of simple models on the validation set, by name, and `val_characters` its characters, 0 if
-    they were not counted. `ended_early` is the reason why the training ended before its planned length, "" if it did
-    not.
+    are bits per character of simple models on the validation set, by name, and `val_characters` the characters of the
+    validation set, 0 if they were not counted. `ended_early` is the reason why the training ended before its planned
+    length, "" if it did not.
 
     `task` is "sft" or "dpo" for a tuned run, and `tuning` its numbers before and after: bits per character of held-out
     answers, or margin, accuracy and KL of held-out pairs; and bits per character of the text that the base model held

@@ -52,7 +52,7 @@ def pin_unfinished(root: Path, plan: TrainPlan) -> TrainPlan:
 def edited_files(root: Path, plan: TrainPlan) -> tuple[Path | None, list[str]]:
     """Return the unfinished run of a plan that was started with other source code, and the files that were edited.
 
-    None and no files if there is no such run, or if the plan can resume or has published another one.
+    None and no files if there is no such run, or if the plan has an unfinished or a published run of its own.
     """
     identity = identify(plan)
     if draft_path(root, identity).exists():

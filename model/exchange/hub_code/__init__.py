@@ -1,1 +1,1 @@
-"""Code that an export of the family `fast` carries with it, for transformers; nothing here imports the rest."""
+"""Code for transformers, which an export of the family `fast` contains. It imports nothing else of Inkstone."""

@@ -46,7 +46,7 @@ def test_name_of_a_run_keeps_its_preset_settings_and_length(root: Path, tokens: 
     stage.train(root, planned, device="cpu", resume=True, report=lambda line: None)
     resolved = plan.resolve_auto(root, tokens, "numbers", None, "cpu")
     assert (resolved.preset_name, resolved.settings) == ("mini", {**SETTINGS, "steps": 3})
-    assert str(resolved) == "mini with width=64 dropout=0.1 evaluations=1: as the run numbers has it"
+    assert str(resolved) == "mini with width=64 dropout=0.1 evaluations=1: as in the run numbers"
     again = plan.make_plan(tokens, resolved.preset_name, name="numbers", settings=resolved.settings)
     assert plan.identify(again).key == plan.identify(planned).key
 
