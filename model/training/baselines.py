@@ -20,7 +20,7 @@ _MAX_COMPRESSED = 1 << 19  # bytes of the validation text: a quarter of a second
 _LEVEL = 19  # the highest without --ultra; its window of 8 MiB covers all of these bytes
 _MAX_CHARACTERS = 1 << 21  # of training text for n-grams: 2 s for a million
 _MAX_ORDER = 8  # characters of an n-gram
-_DECODED = 1 << 17  # tokens at once
+_DECODE_TOKENS = 1 << 17  # decoded at once
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ class Baselines:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The fields of a result that tell of the baselines."""
+        """Fields of the result of a training."""
         return {"baselines": self.scores, "val_characters": self.characters}
 
     def best_beaten(self, loss: float) -> str:
-        """Return the name of the best of them that a loss in nats per token is lower than, "" if it is of none."""
+        """Return the name of the best baseline with a higher loss than `loss` (nats per token), "" if none has."""
         losses = self.losses
         return min((name for name in losses if loss < losses[name]), key=losses.__getitem__, default="")
 
@@ -150,8 +150,8 @@ def _zstd_bits_per_byte(text: str) -> float:
 
 def _decode_start(train: np.ndarray, tokenizer: Tokenizer) -> str:
     parts: list[str] = []
-    for first in range(0, len(train), _DECODED):
-        parts.append(tokenizer.decode(train[first : first + _DECODED].tolist()))
+    for first in range(0, len(train), _DECODE_TOKENS):
+        parts.append(tokenizer.decode(train[first : first + _DECODE_TOKENS].tolist()))
         if sum(map(len, parts)) >= _MAX_CHARACTERS:
             break
     return "".join(parts)[:_MAX_CHARACTERS]
@@ -176,18 +176,18 @@ def ngram(codes: np.ndarray, start: int, unseen: float, order: int = _MAX_ORDER)
     keys = np.zeros(length, np.uint64)  # of the n-gram that ends at each position
     for n, power in enumerate(powers):
         keys[n:] += values[: length - n] * power
-    places, is_counted = np.argsort(keys, kind="stable"), np.ones(length, bool)
+    positions, is_counted = np.argsort(keys, kind="stable"), np.ones(length, bool)
     parts: list[tuple[np.ndarray, ...]] = []
     for n in range(order - 1, -1, -1):
-        counts = _sum_before(is_counted.astype(np.int64), keys, places)
+        counts = _sum_before(is_counted.astype(np.int64), keys, positions)
         discounts = _discounts(counts[is_counted])
         steps = np.where(is_counted, discounts[np.minimum(counts + 1, 3)] - discounts[np.minimum(counts, 3)], 0.0)
         keys[n:] -= values[: length - n] * powers[n]
-        places = np.argsort(keys, kind="stable")
-        contexts, after = np.roll(keys, 1), (places + 1) % length
-        contexts[0], after = 0, np.concatenate([[0], after[after > 0]])
-        totals = _sum_before(is_counted.astype(np.int64), contexts, after)
-        masses = _sum_before(steps, contexts, after)
+        positions = np.argsort(keys, kind="stable")
+        contexts, following = np.roll(keys, 1), (positions + 1) % length
+        contexts[0], following = 0, np.concatenate([[0], following[following > 0]])
+        totals = _sum_before(is_counted.astype(np.int64), contexts, following)
+        masses = _sum_before(steps, contexts, following)
         parts.append((counts[start:] - discounts[np.minimum(counts[start:], 3)], masses[start:], totals[start:]))
         is_counted &= counts == 0
     probabilities: np.ndarray = np.full(length - start, unseen)
@@ -197,14 +197,14 @@ def ngram(codes: np.ndarray, start: int, unseen: float, order: int = _MAX_ORDER)
     return probabilities
 
 
-def _sum_before(values: np.ndarray, keys: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Sum the values at all earlier positions of the same key. `places` sort the keys and are stable."""
-    ordered, sorted_keys = values[places], keys[places]
+def _sum_before(values: np.ndarray, keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Sum the values at all earlier positions of the same key. `positions` are those of the stably sorted keys."""
+    ordered, sorted_keys = values[positions], keys[positions]
     sums = np.cumsum(ordered) - ordered
     is_first = np.concatenate([[True], sorted_keys[1:] != sorted_keys[:-1]])
     firsts = np.maximum.accumulate(np.where(is_first, np.arange(len(keys)), 0))
     result: np.ndarray = np.empty_like(sums)
-    result[places] = sums - sums[firsts]
+    result[positions] = sums - sums[firsts]
     return result
 
 

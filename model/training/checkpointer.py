@@ -27,9 +27,9 @@ T = TypeVar("T")
 def read_on_main(
     world: World, read: Callable[[], tuple[T, CheckpointTensors] | None]
 ) -> tuple[T, CheckpointTensors] | None:
-    """Return the same in all processes: what `read` returns in the main one, which sends the tensors one by one.
+    """Call `read` in the main process and return its result in all processes.
 
-    So only its node needs the files, and no process needs twice the memory.
+    Only the main node needs the files. The tensors are sent one by one, so that no process needs twice the memory.
     """
     loaded: tuple[T, CheckpointTensors] | None = None
 
@@ -50,7 +50,7 @@ class Checkpointer:
     """Saves and loads the checkpoints in the draft of a run. The main process writes, all processes take part.
 
     The last two and the best checkpoint are kept. `timer` is due every five minutes. With `threaded`, a thread writes
-    while training goes on, and whatever reads checkpoints waits for it.
+    while training continues, and the methods that read checkpoints wait for it.
     """
 
     def __init__(self, draft: Path, preset: Preset, world: World, report: Report, *, threaded: bool = False) -> None:
@@ -81,7 +81,7 @@ class Checkpointer:
         return newest
 
     def delete_later(self, step: int) -> None:
-        """Delete the checkpoints of steps after this one, the newest first: what is left can always be resumed."""
+        """Delete the checkpoints of later steps, the newest first, so that a killed training can always resume."""
         self._wait()
         if self._world.is_main:
             names = [path.name for path in checkpoint.newest_first(self.folder)]
@@ -91,9 +91,9 @@ class Checkpointer:
     def save(self, state: TrainState, tensors: CheckpointTensors, metrics: Metrics, *, required: bool = False) -> None:
         """Save a checkpoint, after the rows of the metrics that lead to it, and delete those that are not kept.
 
-        If the disk refuses it, report that and let training continue: the next save tries again. Raises OSError or
-        StorageFailed for the third failure in a row, and for any if the save is `required`. A thread may write
-        `tensors`, which must not change then, unless the save is required.
+        If writing fails, report that and continue; the next save tries again. Raises OSError or StorageFailed for the
+        third failure in a row, and for any failure of a `required` save. Any other save may write in a thread: its
+        `tensors` must not change.
         """
         self._wait()
         if self._thread and not required:
@@ -116,7 +116,7 @@ class Checkpointer:
         return None
 
     def _wait(self) -> None:
-        """Wait until the thread has written, and count its failure as one of this moment. A collective."""
+        """Wait for the thread, and handle its failure now. A collective."""
         if self._writing:
             (step, future), self._writing = self._writing, None
             self._count(step, future.result(), required=False)

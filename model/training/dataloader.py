@@ -66,7 +66,7 @@ class Sampler:
 
     @functools.cached_property
     def blocks_per_epoch(self) -> int:
-        """Number of adjacent blocks that fit for any position of the first, at least one."""
+        """Number of adjacent blocks that fit wherever the first one begins, at least one."""
         return max((len(self.tokens) - self.block_size) // self.block_size, 1)
 
     def epoch(self, step: int, rows: int) -> float:
@@ -165,18 +165,18 @@ class Batches(Protocol):
 
 
 class Loader:
-    """Endless iterator over batches on a device: int64 ids (count, block_size + 1) for each step from `step` on, or
-    what other `batches` than those of a Sampler have.
+    """Endless iterator over batches on a device, one for each step from `step` on: the rows [first, first + count) of
+    steps of `rows` rows. With a Sampler they are int64 ids (count, block_size + 1).
 
-    They are the rows [first, first + count) of steps of `rows` rows, however they are loaded:
+    There are three ways of loading, which give the same batches:
 
     resident  all of the store is copied to the device, which gathers the blocks: "yes", "no", or "auto", which does so
               on CUDA if the store takes less than an eighth of the free memory
     threaded  a thread prepares the next batches while the device computes; None: on CUDA
     otherwise `next` gathers the blocks
 
-    Also a context manager that stops the thread; errors in the thread are raised by `next`. `waited` counts the seconds
-    that loading took the caller of `next` and `prepare`.
+    Also a context manager that stops the thread; errors in the thread are raised by `next`. `waited` is the time in
+    seconds that calls of `next` and `prepare` took.
     """
 
     def __init__(

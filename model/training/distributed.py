@@ -46,7 +46,7 @@ class MainProcessFailed(InkstoneError):
 class World:
     """This process as `rank` of `size` processes. By default it is alone and no collective communicates.
 
-    All processes must call a collective, in the same order. `group` is theirs, None for the default one.
+    All processes must call a collective, in the same order. `group` is the process group, None for the default one.
     """
 
     rank: int = 0
@@ -89,13 +89,13 @@ class World:
         return float(tensor)
 
     def sum_tensor(self, tensor: Tensor) -> Tensor:
-        """Return the sum of a CPU tensor over all processes, in its own memory."""
+        """Sum a CPU tensor over all processes in place, and return it."""
         if self.size > 1:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
-    def least(self, value: float) -> float:
-        """Return the least value of all processes."""
+    def min(self, value: float) -> float:
+        """Return the smallest value of all processes."""
         if self.size == 1:
             return value
         tensor = torch.tensor(value, dtype=torch.float64)
@@ -108,9 +108,9 @@ class World:
             return function(stacked)
         share = -(-len(stacked) // self.size)
         padding = stacked.new_zeros(share * self.size - len(stacked), *stacked.shape[1:])
-        mine = function(torch.cat((stacked, padding))[self.rank * share :][:share]).contiguous()
-        results = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather([result.view(torch.uint8) for result in results], mine.view(torch.uint8), group=self.group)
+        part = function(torch.cat((stacked, padding))[self.rank * share :][:share]).contiguous()
+        results = [torch.empty_like(part) for _ in range(self.size)]
+        dist.all_gather([result.view(torch.uint8) for result in results], part.view(torch.uint8), group=self.group)
         return torch.cat(results)[: len(stacked)]
 
     def first_nonempty(self, name: str) -> str:
@@ -279,7 +279,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def local_part(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return what belongs to this process of a full tensor that all have, distributed like `like`."""
+    """Return this process's shard of a full tensor, sharded as `like` is. Every process has the full tensor."""
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
@@ -288,7 +288,7 @@ def local_part(tensor: Tensor, like: Tensor) -> Tensor:
 def full_state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gather tensors on the CPU; unsharded CPU tensors are not copied. A collective.
 
-    Synchronize with the device before they are read: copies from CUDA into pinned memory are not waited for.
+    Copies from CUDA into pinned memory are asynchronous: synchronize with the device before reading them.
     """
     return {name: _on_cpu(full_tensor(tensor).detach()).contiguous() for name, tensor in tensors.items()}
 

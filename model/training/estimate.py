@@ -1,7 +1,7 @@
 """Memory and time of a training, estimated before it starts, and the micro-batch that fits.
 
-Settings that the user named and that the machine cannot have are refused. Those that were left to the program fall
-back, with one line.
+A setting of the user that the machine does not support is an error. An automatic one is replaced, and the report says
+so in one line.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _CPU_TOKENS = 1 << 13  # per micro-batch on a CPU: more does not fit into its ca
 
 @dataclass(frozen=True)
 class ExecutionPlan:
-    """Execution of a training on a device, the bytes that it needs, the bytes that are available, and what is missing.
+    """Execution of a training on a device, the bytes that it needs and the bytes that are available.
 
-    `note` names what the program would have chosen and the machine does not have, "" if it has all.
+    `note` names what makes the training slower because the machine lacks it, "" if nothing.
     """
 
     execution: ExecutionConfig
@@ -94,13 +94,13 @@ def choose_execution(
 
 
 def _note(train: TrainConfig, execution: ExecutionConfig, device: torch.device) -> str:
-    """Return what a GPU lacks of that which was left to the program, "" if nothing."""
+    """Return which features for automatic settings a GPU machine lacks, "" if none."""
     missing = []
     if device.type == "cuda" and train.compile == "auto" and not execution.compiled:
         missing.append("there is no C++ compiler: the network runs without torch.compile")
     if device.type == "cuda" and train.precision == "auto" and execution.precision == "fp32":
         name = torch.cuda.get_device_name(device)
-        missing.append(f"{name} does not multiply bfloat16: it computes in fp32, without tensor cores (docs/gpu.md)")
+        missing.append(f"{name} has no bfloat16 instructions: it computes in fp32, without tensor cores (docs/gpu.md)")
     return "; ".join(missing)
 
 
@@ -109,9 +109,9 @@ def choose_together(
 ) -> ExecutionPlan:
     """Choose the execution of all processes. Each has `store_bytes` of tokens on its device.
 
-    They measure time and free memory on their own, so the main process decides, by the minimum of free memory.
+    Measured speed and free memory differ between them, so the main process decides, by the smallest free memory.
     """
-    available = world.least(devices.free_memory(device)) - store_bytes
+    available = world.min(devices.free_memory(device)) - store_bytes
     plan: ExecutionPlan = world.broadcast_object(
         choose_execution(model, train, rows, device, world.size, available=available)
     )
@@ -121,10 +121,10 @@ def choose_together(
 def resumed_execution(
     plan: ExecutionPlan, state: TrainState, device: torch.device, processes: int, report: Report
 ) -> ExecutionConfig:
-    """Return how a checkpoint was computed, with a smaller micro-batch if there is less memory now.
+    """Return the execution of a checkpoint, with a smaller micro-batch if less memory is free now.
 
-    On another device than that of the checkpoint, return the plan's execution, and report it: the rounding differs
-    there anyway.
+    If the checkpoint comes from another device, return the plan's execution, and report that: the rounding differs
+    anyway.
     """
     execution, name = state.execution, devices.describe(device)
     if state.device and state.device != name:
@@ -166,8 +166,8 @@ def needed_bytes(
 def _head_bytes(model: GPTConfig, precision: str, micro_batch: int, kind: str) -> int:
     """Return the bytes of a chunk of logits, and of the head's gradient and copies (cross_entropy.py).
 
-    Each logit is there as a product, in fp32 and as its exponential, and a softcap needs its slope. In fp32 the first
-    three share their memory.
+    A logit is stored as a product, in fp32 and as its exponential, which share memory if the products are in fp32. A
+    softcap also stores its slope.
     """
     logits = chunk_rows(micro_batch * model.block_size, model.vocab_size, kind) * model.vocab_size
     logit = (8 if precision == "bf16" else 4) + (4 if model.softcap else 0)
@@ -193,10 +193,10 @@ def weight_bytes(model: GPTConfig, train: TrainConfig) -> int:
 def activation_bytes(model: GPTConfig, train: TrainConfig, precision: str, kind: str = "cpu") -> int:
     """Return the bytes that one sequence keeps for the backward pass, counted from the operations in gpt.py.
 
-    A block keeps in fp32 the inputs of its norms and of what mixes the stream, in the precision of the products the
-    inputs of attention and feed-forward, the results of q, k, v and the heads, the feed-forward's hidden values before
-    and after the activation, the masks of the dropouts and, for pairs of tokens, of the documents, and what
-    causal_attention.py keeps. With `recompute` only the stream between blocks is kept.
+    A block keeps in fp32: the inputs of its norms, and of the scalars and convolutions. In the precision of products:
+    the inputs of attention and feed-forward; q, k, v and the results of the heads; the feed-forward's hidden values
+    before and after the activation; the masks of the dropouts, and of documents for pairs of tokens; and the
+    probabilities of causal_attention.py. With `recompute` only the stream between blocks is kept.
     """
     value = 2 if precision == "bf16" else 4
     hidden = 4 if model.activation == "swiglu" else 2
@@ -227,7 +227,7 @@ def plan_lines(
 ) -> list[str]:
     """Describe a training by `execution`, whose steps take `seconds`; `compiling` seconds are part of its minutes.
 
-    `epoch_steps` is how many of them are an epoch of what `noun` names; by default of all tokens.
+    `epoch_steps` is the number of steps in an epoch of the items that `noun` names; by default, of all tokens.
     """
     model, train = preset.model, preset.train
     step_tokens = train.batch_size * model.block_size
@@ -256,9 +256,9 @@ def plan_lines(
 
 
 def overfitting_risk(model: GPTConfig, epochs: float) -> str:
-    """Return what to change if the validation loss will probably rise before the end, "" if nothing.
+    """Return a warning if the validation loss will probably rise before the end, "" otherwise.
 
-    A dropout that suits half as many epochs is enough: the demo learns to its end with 0.1 in 12.5 epochs.
+    A dropout for half as many epochs is accepted: the demo, with 0.1 for 12.5 epochs, improves to its end.
     """
     if epochs > MAX_EPOCHS:
         return f"{epochs:,.0f} epochs: beyond {MAX_EPOCHS}, the validation loss of a short text only rises"
@@ -268,8 +268,8 @@ def overfitting_risk(model: GPTConfig, epochs: float) -> str:
     return ""
 
 
-def scale(baselines: Baselines | None) -> str:
-    """Describe the bits per character of the baselines, to compare the losses of the training with."""
+def describe_baselines(baselines: Baselines | None) -> str:
+    """Return the bits per character of the baselines as a line of the report, or why there are none."""
     if baselines is None:
         return "the tokens have no validation part: nothing is evaluated, and the last checkpoint is the best"
     scores = ", ".join(f"{name} {bits:.2f}" for name, bits in baselines.scores.items())

@@ -22,8 +22,8 @@ from pipeline.tokens.roundtrip import roundtrip_of
 from pipeline.tokens.store import TokenStore
 
 CODE_POINT_BITS = math.log2(0x110000 - 0x800)  # of all code points but surrogates, which no text has
-MAX_TOKEN_LOSSES = 1 << 18  # more of them are not held one by one
-# Of the widest layer of a batch, and of logits at once: 64 MiB on a CPU, where memory limits larger ones.
+MAX_TOKEN_LOSSES = 1 << 18  # first tokens whose losses are recorded one by one
+# Values in the widest layer of a batch, and logits computed at once, by device type. On a CPU: 64 MiB in fp32.
 _BATCH_VALUES = {"cpu": 1 << 24, "cuda": 1 << 27}
 
 
@@ -31,7 +31,8 @@ _BATCH_VALUES = {"cpu": 1 << 24, "cuda": 1 << 27}
 class ValidationSet:
     """The ids to score, after an end-of-text id that is not scored, and the size of the text that they encode.
 
-    `unknown` of the characters are not in the vocabulary. `documents` is the text if the ids may decode to another one.
+    `unknown` is the number of characters that are not in the vocabulary. `documents` is the original text if the ids
+    may decode to a different one.
     """
 
     ids: np.ndarray
@@ -85,7 +86,7 @@ def validation_set(store: TokenStore, max_bytes: int = 0) -> ValidationSet:
     if has_originals(store):
         ids, texts = _original_text(store, max_bytes)
         return scored_set(store.tokenizer, ids, texts)
-    ids = store.val.read(0, min(count, _most_ids(max_bytes)) if max_bytes else count)
+    ids = store.val.read(0, min(count, _max_ids(max_bytes)) if max_bytes else count)
     if max_bytes:
         ids = ids[: _count_within(store.tokenizer, ids, max_bytes)]
     return scored_set(store.tokenizer, ids)
@@ -117,7 +118,7 @@ def scored_set(tokenizer: Tokenizer, ids: np.ndarray, texts: Sequence[str] = ())
 def _original_text(store: TokenStore, max_bytes: int) -> tuple[np.ndarray, list[str]]:
     """Return the ids and the documents of the first `max_bytes` of the original validation text.
 
-    The last document is cut and encoded again, because its ids do not tell where its text may be cut.
+    The last document is cut and encoded again, since its ids do not show where its text can be cut.
     """
     rows: list[np.ndarray] = []
     texts: list[str] = []
@@ -158,7 +159,7 @@ def encode_again(tokenizer: Tokenizer, validation: ValidationSet, other: Tokeniz
 
 def _count_within(tokenizer: Tokenizer, ids: np.ndarray, max_bytes: int) -> int:
     """Return how many of the first ids decode to at most `max_bytes` bytes, at least 1."""
-    low, high = 1, min(len(ids), _most_ids(max_bytes))
+    low, high = 1, min(len(ids), _max_ids(max_bytes))
     while low < high:
         middle = (low + high + 1) // 2
         if len(tokenizer.decode(ids[:middle].tolist()).encode(errors="replace")) <= max_bytes:
@@ -168,8 +169,8 @@ def _count_within(tokenizer: Tokenizer, ids: np.ndarray, max_bytes: int) -> int:
     return low
 
 
-def _most_ids(max_bytes: int) -> int:
-    """Return how many ids may decode to `max_bytes` bytes: every one but end-of-text has a byte or more."""
+def _max_ids(max_bytes: int) -> int:
+    """Return an upper bound of the ids that decode to `max_bytes` bytes: all but end-of-text have at least one byte."""
     return max_bytes + max_bytes // 64 + 64
 
 
@@ -201,23 +202,23 @@ def evaluate(
 ) -> Evaluation | None:
     """Score every id but the first. End-of-text ids count as tokens and as no text.
 
-    With `mask_eos`, the end-of-text id, tokens do not see earlier documents, as in training with document masks. The
-    processes of the world share the work. Return None if `stopped` returned True meanwhile.
+    With `mask_eos`, the end-of-text id, tokens do not attend to earlier documents, as in training with document masks.
+    The processes of the world share the work. Return None if `stopped` returned True meanwhile.
     """
     world = world or World()
     block_size = model.config.block_size
     ids = torch.from_numpy(validation.ids)
-    counted = torch.from_numpy(model.ngrams.probabilities(validation.ids)) if model.ngrams else None
+    ngram_probabilities = torch.from_numpy(model.ngrams.probabilities(validation.ids)) if model.ngrams else None
     spans = windows(len(ids), block_size)
     # Padding that scores nothing gives all processes the same number of windows.
     spans += [(0, block_size)] * (-len(spans) % world.size)
     spans = spans[world.rank :: world.size]
     masks = 0 if mask_eos is None else 4 * block_size
     vocab_size, values = model.config.vocab_size, batch_values(device)
-    is_whole = isinstance(model, FSDPModule)  # it gathers its weights for `forward` only, which returns all logits
-    width = max(vocab_size * is_whole, model.config.hidden_width, masks)
+    is_sharded = isinstance(model, FSDPModule)  # it gathers its weights for `forward` only, which returns all logits
+    width = max(vocab_size * is_sharded, model.config.hidden_width, masks)
     rows = min(max(1, values // (block_size * width)), len(spans))
-    pieces = 1 if is_whole else -(-rows * block_size * vocab_size // values)
+    pieces = 1 if is_sharded else -(-rows * block_size * vocab_size // values)
     was_training = model.training
     model.eval()
     batches, losses, is_stopped = list[list[tuple[int, int]]](), list[torch.Tensor](), False
@@ -232,7 +233,7 @@ def evaluate(
     model.train(was_training)
     if world.any(is_stopped):
         return None
-    sums = _Sums(len(ids) - 1, block_size, counted)
+    sums = _Sums(len(ids) - 1, block_size, ngram_probabilities)
     host_losses = torch.split(torch.cat(losses).cpu(), rows)
     for batch, batch_losses in zip(batches, host_losses, strict=True):
         sums.add(batch, batch_losses)
@@ -248,13 +249,14 @@ def evaluate(
 
 
 class _Sums:
-    """Sums of the losses of `count` tokens: of those that are scored, each of the first ones, and by position.
+    """Losses of `count` tokens: their sum, the losses of the first tokens one by one, and sums by position in a window.
 
-    `counted` are the probabilities of the ids by n-grams, if those of the network are mixed with them.
+    `ngram_probabilities` (count + 1,) of the ids are mixed with those of the network, unless they are None.
     """
 
-    def __init__(self, count: int, block_size: int, counted: torch.Tensor | None) -> None:
-        self._count, self._counted, self._nats = count, counted, torch.zeros((), dtype=torch.float64)
+    def __init__(self, count: int, block_size: int, ngram_probabilities: torch.Tensor | None) -> None:
+        self._count, self._ngram_probabilities = count, ngram_probabilities
+        self._nats = torch.zeros((), dtype=torch.float64)
         self._tokens = torch.zeros(min(count, MAX_TOKEN_LOSSES), dtype=torch.float64)
         self._positions = torch.zeros(2, block_size, dtype=torch.float64)  # sums, and numbers of losses
 
@@ -264,14 +266,14 @@ class _Sums:
         starts, firsts = (torch.tensor(column)[:, None] for column in zip(*spans, strict=True))
         positions = starts + torch.arange(length)
         is_valid = (positions < self._count) & (firsts < starts + length)  # without padding
-        if self._counted is not None:
-            losses = -mixed(-losses, self._counted[(positions + 1).clamp(max=self._count)])
+        if self._ngram_probabilities is not None:
+            losses = -mixed(-losses, self._ngram_probabilities[(positions + 1).clamp(max=self._count)])
         self._positions[0, :length] += (losses * is_valid).sum(0)
         self._positions[1, :length] += is_valid.sum(0)
         is_scored = is_valid & (positions >= firsts)
         self._nats += losses[is_scored].sum()
-        is_held = is_scored & (positions < len(self._tokens))
-        self._tokens[positions[is_held]] = losses[is_held]
+        is_recorded = is_scored & (positions < len(self._tokens))
+        self._tokens[positions[is_recorded]] = losses[is_recorded]
 
     def totals(self, world: World) -> tuple[float, np.ndarray, np.ndarray]:
         """Return the sum, the losses of the first tokens and the mean losses by position. A collective."""
@@ -283,10 +285,10 @@ class _Sums:
 def _score(
     model: GPT, ids: torch.Tensor, starts: list[int], device: torch.device, mask_eos: int | None, pieces: int
 ) -> torch.Tensor:
-    """Return the losses (B, T) in nats of a batch of windows, 0 after the last id. The device is not waited for.
+    """Return the losses (B, T) in nats of a batch of windows, 0 after the last id, without waiting for the device.
 
-    The logits of `pieces` parts are held one after the other: those of one long window may not fit into memory.
-    Short windows are padded with ids that are not scored.
+    The logits are computed in `pieces` parts, since those of one long window may not fit into memory at once. Short
+    windows are padded with ids that are not scored.
     """
     block_size = min(model.config.block_size, len(ids) - 1)
     positions = torch.tensor(starts)[:, None] + torch.arange(block_size)  # (B, T)

@@ -23,11 +23,11 @@ from model.training.tuning.evaluation import AnyEvaluation, HeldOutAnswers, Held
 from pipeline.tokenizers import Tokenizer
 from pipeline.tokens.store import TokenStore
 
-_MAX_TIME_FRACTION = 0.1  # of a training by the clock
-_MIN_EVALUATIONS = 6  # after the first, however few steps there are
-_MIN_SECONDS = 60.0  # that those may take, however short the training is
+_MAX_TIME_FRACTION = 0.1  # of a training whose length is in minutes
+_MIN_EVALUATIONS = 6  # after the first, even in a training of few steps
+_MIN_SECONDS = 60.0  # time limit of these six, even in a shorter training
 _PROMPT_TOKENS, _SAMPLE_TOKENS = 8, 48
-_PATIENCE = 2  # evaluations since the best one, after which a rise is noticed
+_PATIENCE = 2  # evaluations without improvement
 _RISE = 1.02  # times the best loss
 
 
@@ -107,9 +107,9 @@ class Evaluator:
         return 1 + passed
 
     def _is_affordable(self) -> bool:
-        """Return True unless evaluations took over a tenth of the time of a training by the clock.
+        """Return True if evaluations took at most a tenth of the time of a training whose length is in minutes.
 
-        A sixth of the schedule after the last evaluation they may have taken as long as the training, or a minute.
+        If the last one is a sixth of the schedule ago, the limit is all of that time, or a minute if that is more.
         """
         seconds = self._schedule.seconds
         is_overdue = self._schedule.progress - self._evaluated_at >= 1 / _MIN_EVALUATIONS
@@ -117,7 +117,7 @@ class Evaluator:
         return not self._learner.config.minutes or bool(self._world.broadcast(is_affordable))
 
     def ends_early(self, metrics: Metrics, report: Report) -> str:
-        """Return why the training should end now, "" if it should not; warn if its length in steps was planned."""
+        """Return why the training should end now, "" if it should not. With a length in steps, only warn."""
         config, rise = self._learner.config, None
         if metrics.folder:
             rise = find_rise(evaluations(metrics.folder), config.patience or _PATIENCE)

@@ -27,7 +27,7 @@ class StepResult:
     """Outcome of a step: mean loss in nats per token and gradient norm, both scalars on the device.
 
     `culprit` names the first non-finite weight, else gradient, else the loss; the weights are then unchanged. It is ""
-    for a step that was taken.
+    if the step updated the weights.
     """
 
     loss: Tensor
@@ -47,7 +47,7 @@ class Learner:
         model: GPTConfig,
         config: TrainConfig,
         device: torch.device,
-        how: ExecutionConfig,
+        execution: ExecutionConfig,
         rows: int,
         world: World,
         counts: Tensor | None = None,
@@ -61,12 +61,12 @@ class Learner:
             lora.add(self.model, config.lora_rank, tuning.special)
         self.model.to(device)
         self._wrapped = distributed.wrap(self.model, world, config.parallel)
-        self.use(how)
-        self.optimizers = optim.make_optimizers(self.model, config, how.precision, world)
+        self.use(execution)
+        self.optimizers = optim.make_optimizers(self.model, config, execution.precision, world)
         self.average: dict[str, Tensor] = {}
 
     def use(self, execution: ExecutionConfig) -> None:
-        """Compute the next steps as `execution` says, which must have the precision of the optimizers."""
+        """Use these settings from the next step on. Their precision must be that of the optimizers."""
         self.execution = execution
         if self.device.type == "cuda":
             devices.set_deterministic(execution.deterministic)
@@ -172,7 +172,7 @@ class Learner:
     def backward(self, ids: Tensor, fraction: float, eos: int) -> Tensor:
         """Add `fraction` of the gradient of the sequences `ids` (B, T + 1); return that fraction of their mean loss.
 
-        Packed rows know their share in the loss of a step themselves.
+        The loss of packed rows contains their fraction already.
         """
         if self._tuning:
             with self.execution.autocast(self.device):

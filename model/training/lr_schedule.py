@@ -18,10 +18,10 @@ _ANNEAL_FRACTION = 0.1  # of the steps so far: enough to gain most of what a lon
 class LRSchedule:
     """Counts steps and seconds of training, and sets learning rates. `paused` stops the clock.
 
-    `broadcast` returns the main process's value, so that several processes follow one clock. `step_epochs` is the part
-    of an epoch that a step takes, and `max_steps` what ends the schedule besides the clock. `applied_factor` is the
-    factor that `apply` used last. `cooldown` is the first and the last step of an early end and the factor to start
-    from, None if the schedule ends as planned.
+    `broadcast` returns the main process's value, so that several processes follow one clock. A step is `step_epochs`
+    of an epoch. The schedule ends after `max_steps`, or earlier by the clock. `applied_factor` is the factor that
+    `apply` used last. `cooldown` is the first and the last step of an early end and the factor to start from, None if
+    the schedule ends as planned.
     """
 
     def __init__(

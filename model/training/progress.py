@@ -68,7 +68,7 @@ class ProgressReporter:
         sample: Sample | None = None,
     ) -> None:
         """Report the training loss since the last report, an evaluation with its best baseline, and a sample."""
-        better_than = better_than if schedule.step else ""  # before the first step by chance
+        better_than = better_than if schedule.step else ""  # a network with random weights is better by chance
         values: dict[str, Any] = {} if loss is None else {"loss": loss}
         parts = [str(schedule), f"loss {loss:.3f}" if loss is not None else ""]
         if evaluation:

@@ -72,17 +72,17 @@ def load_parent(learner: Learner, parent: Parent, report: Report) -> None:
 
 
 def load_reference(plan: TrainPlan, device: torch.device, world: World) -> GPT:
-    """Load the frozen network that a tuning by preferences is compared with: the best weights of its parent run.
+    """Load the frozen reference network of a tuning by preferences: the best weights of the run that it tunes.
 
-    That of a run that continues another one is the reference of that one. Raises BadData if it is gone or damaged.
+    A run that continues a tuned run has the same reference. Raises BadData if it is gone or damaged.
     """
 
     def read() -> tuple[str, CheckpointTensors]:
         assert plan.parent_path, "a tuning has a parent"
-        path, starts_there = plan.parent_path, plan.weights_only
-        while not starts_there:
+        path, is_reference = plan.parent_path, plan.weights_only
+        while not is_reference:
             run = artifact.read(path)
-            path, starts_there = parent_of(run), "afresh" in run.manifest.options
+            path, is_reference = parent_of(run), "afresh" in run.manifest.options
         return "", _read(Parent(path, read_result(path), weights_only=True), plan.preset.model)
 
     loaded = read_on_main(world, read)

@@ -125,21 +125,21 @@ class _Publisher:
 
         require_readable(folder, result, self.plan)
         counts = {"steps": result.steps, "tokens": result.tokens, "parameters": result.parameters}
-        reason = self._reason_to_stay(folder, result)
+        reason = self._reason_to_keep_current(folder, result)
         run: dict[str, Any] = {"reason": reason} if reason else {}
         if self.plan.usual_length:
             run["settings"] = self.plan.usual_length
         return StageOutput(counts, run=run, promote=not reason)
 
     def _compare_published(self, identity: Identity) -> None:
-        """Record whether a published run of `identity` is worse than the current one, if that is another one."""
+        """Compare a published run of `identity` that is not current with the current run, and record the result."""
         if self.rebuild or is_rolled_back(self.root, identity):
             return
         published = artifact.find_published(self.root, identity)
         if published and current_key(published.path.parent) != identity.key:
-            set_aside(published.path, self._reason_to_stay(published.path, read_result(published.path)))
+            set_aside(published.path, self._reason_to_keep_current(published.path, read_result(published.path)))
 
-    def _reason_to_stay(self, folder: Path, result: Result) -> str:
+    def _reason_to_keep_current(self, folder: Path, result: Result) -> str:
         """Return why the current run stays current, "" if the new one in `folder` replaces it."""
         try:
             current = artifact.current(self.root, "runs", self.plan.name)
@@ -188,7 +188,7 @@ def _train_together(
 def _agree(world: World, root: Path, make_plan: Callable[[], TrainPlan], *, resume: bool) -> TrainPlan:
     """Return the main process's plan, with the tokens that this node has below its own root.
 
-    Raises in all processes if a node lacks the tokens, has other code or libraries, or is further with the same run.
+    Raises in all processes if a node lacks the tokens, or has other code or libraries, or a later step of the run.
     """
 
     def make() -> tuple[TrainPlan, _State]:
@@ -225,7 +225,7 @@ class _State:
         return cls(versions, identity.code.digest, saved_step(draft_path(root, identity)))
 
     def compare(self, other: _State, *, resume: bool) -> None:
-        """Raise BadConfig if the state of another process than the main one does not fit to this one of the main."""
+        """Raise BadConfig if `other`, the state of another process, differs from this one, of the main process."""
         for name, version in self.versions.items():
             if other.versions[name] != version:
                 raise BadConfig(
@@ -242,7 +242,7 @@ class _State:
 
 
 def _find_tokens(root: Path, planned: Artifact) -> Artifact:
-    """Return the planned tokens below `root`, fetched if it mirrors a bucket, or where the main process has them."""
+    """Return the planned tokens: below `root`, fetched if it mirrors a bucket, or else at the main process's path."""
     finders: list[Callable[[], Artifact]] = [
         lambda: artifact.read_ref(root, planned.ref),
         lambda: artifact.read(planned.path),

@@ -58,10 +58,10 @@ def fit(
 ) -> Result:
     """Train the model of a plan and write all files of its run into `draft`.
 
-    `watch` is called about every second, and the lines of steps and evaluations are then not reported; `on_row` with
-    the numbers of each row of the metrics. A signal ends it early, and so does setting `stopped`. Then everything is
-    saved and TryAgain raised; or, with `anneal`, the learning rates fall to zero, the run is written into a folder of
-    its own and the main process raises Annealed. Raises TrainingDiverged after two rollbacks from non-finite numbers.
+    `watch` is called about every second, in place of reporting steps and evaluations as lines; `on_row` with the
+    numbers of each row of the metrics. A signal, or setting `stopped`, ends training early: everything is saved and
+    TryAgain raised. With `anneal`, the learning rates then fall to zero first, the run is written into a separate
+    folder and the main process raises Annealed. Raises TrainingDiverged after two rollbacks from non-finite numbers.
     """
     world = world or World()
     report = report if world.is_main else lambda line: None
@@ -92,8 +92,8 @@ def fit(
 class Trainer:
     """State and loop of one training.
 
-    Saving is left to `checkpointer`, evaluating to `evaluator`, progress and learning rates to `schedule`. `folder`
-    becomes the run: the draft, or a folder of its own once a signal made the learning rates fall.
+    `checkpointer` saves, `evaluator` evaluates, `schedule` has the progress and the learning rates. `folder` becomes
+    the run: the draft, or a separate folder after a signal with `anneal`.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Trainer:
         self.rows = range(first, first + count)
         self.is_resident = not task.tuning and is_resident(config.resident, store.train, device)
         needed = task.bytes + tokens_bytes(store.train, model, device, is_resident=self.is_resident)
-        self.execution_plan = estimate.choose_together(model, task.masked(config), count, device, world, needed)
+        self.execution_plan = estimate.choose_together(model, task.with_mask(config), count, device, world, needed)
         if world.is_main and not resume:
             for name in (CHECKPOINTS, artifact.SCRATCH):
                 files.remove_tree(draft / name)
@@ -135,7 +135,7 @@ class Trainer:
         self._load_batches()
 
     def _build_learner(self, state: TrainState | None) -> Learner:
-        """Build the learner as a checkpoint was computed, or to be tried without compiling first."""
+        """Build the learner with the execution of a checkpoint; without one, for a first trial, not compiled."""
         model, plan, tuning = self.preset.model, self.execution_plan, self.task.tuning
         if state:
             execution = estimate.resumed_execution(plan, state, self.device, self.world.size, self.report)
@@ -146,7 +146,7 @@ class Trainer:
         return Learner(model, self.config, self.device, execution, len(self.rows), self.world, counts, tuning)
 
     def _restore(self, saved: tuple[TrainState, CheckpointTensors] | None, message: str = _RESUMING) -> None:
-        """Restore from a checkpoint; without one, from the parent run or from fresh weights. Report with its step."""
+        """Restore a checkpoint and report `message` with its step; without one, the parent run or initial weights."""
         if saved:
             state, tensors = saved
             self.learner.load(tensors)
@@ -295,8 +295,8 @@ class Trainer:
     def _end_early(self) -> None:
         """Let the learning rates fall to zero from the best checkpoint on, if the validation loss has risen.
 
-        A kill at any moment resumes before this or after it: first the best checkpoint says that they fall, then later
-        checkpoints are deleted, then the later rows of the metrics.
+        The order makes a kill at any moment harmless: first the best checkpoint is saved with the fall, then later
+        checkpoints are deleted, then later rows of the metrics.
         """
         if self.schedule.finished or self.schedule.annealing:
             return
@@ -367,7 +367,7 @@ class Trainer:
         self.checkpointer.save(state, self.learner.state_tensors(), self.metrics, required=required)
 
     def _stop(self, *, anneal: bool) -> None:
-        """Save after a signal, and raise TryAgain; or let the learning rates fall to zero, for a run of its own."""
+        """Save after a signal, and raise TryAgain; or let the learning rates fall to zero, for a separate run."""
         self._save(required=True)
         if not (anneal and self.schedule.step):
             raise TryAgain(

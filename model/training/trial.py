@@ -1,7 +1,7 @@
-"""Trial passes of a network: the time that they take, and what is used instead when one fails.
+"""Trial passes of a network: their time, and the fallback if one fails.
 
-A network that cannot be compiled runs without, and a micro-batch that does not fit into memory is halved, with one
-line, unless the user asked for it.
+If compiling fails, the network runs without torch.compile. If a micro-batch does not fit into memory, it is halved.
+Each fallback is reported in one line. If the user chose the setting that failed, it is an error instead.
 """
 
 from __future__ import annotations
@@ -66,12 +66,11 @@ def measure_step(
     *,
     compiles: bool = False,
 ) -> tuple[float, float]:
-    """Return the seconds of a step, by trial passes of a micro-batch, and those that were spent compiling.
+    """Return the seconds of a step, estimated by trial passes of a micro-batch, and the seconds spent compiling.
 
     The learner falls back until a pass succeeds. `load` returns the ids (rows, T + 1) of that many sequences. With
-    `compiles` the network is compiled if the training, of at most `steps`, would take longer than five minutes without,
-    and if that makes it faster. Raises BadConfig if the network cannot be compiled, or memory does not suffice, as the
-    user wanted it.
+    `compiles`, compiling is tried if the training, of at most `steps`, would take longer than five minutes without, and
+    kept if it is faster. Raises BadConfig if the user's setting of `compile` or `micro_batch` fails.
     """
     start, is_compiled, world, config = time.monotonic(), learner.execution.compiled, learner.world, learner.config
     if is_compiled:
@@ -90,7 +89,7 @@ def measure_step(
     if is_compiled and world.broadcast(compiled_seconds) < world.broadcast(seconds):
         return compiled_seconds, time.monotonic() - start
     if is_compiled:
-        report("the network runs without torch.compile, with which a trial pass takes longer")
+        report("the network runs without torch.compile, which makes a trial pass slower")
     learner.use(eager)
     return seconds, time.monotonic() - start
 
@@ -105,7 +104,7 @@ def _seconds(learner: Learner, ids: Tensor, eos: int) -> float:
 
 
 def retried(learner: Learner, work: Callable[[], T], report: Report) -> T:
-    """Return the result of `work` of the learner, and let the learner fall back until it succeeds."""
+    """Call `work`, which uses the learner, until it succeeds, with a fallback after each failure. Return its result."""
     while True:
         try:
             return work()
@@ -114,9 +113,9 @@ def retried(learner: Learner, work: Callable[[], T], report: Report) -> T:
 
 
 def fall_back(learner: Learner, error: Exception, report: Report) -> None:
-    """Let the learner compute with less than what failed with `error`: not compiled, or a smaller micro-batch.
+    """Switch off compiling, or halve the micro-batch, depending on `error`.
 
-    Raises BadConfig if the user wanted it so, and any other error again.
+    Raises BadConfig if the user chose the setting that failed, and any other error again.
     """
     if devices.is_compiler_error(error):
         execution = _eager(learner, error, report)

@@ -21,7 +21,7 @@ from pipeline.tokens.store import open_store
 def conclude(folder: Path, records: Path, result: Result, parent: Path, device: torch.device) -> Result:
     """Merge low-rank factors into the checkpoints of a tuned run, and add the numbers of the tuning to its result.
 
-    `folder` is the folder of the run, `records` that of its metrics, `parent` that of the run that was tuned.
+    The folders are those of the run, of its metrics (`records`) and of the run that was tuned (`parent`).
     """
     merge(folder / CHECKPOINTS, {result.last, result.best})
     numbers = scores_before_and_after(records, checkpoint.step_of(result.best))
@@ -30,7 +30,7 @@ def conclude(folder: Path, records: Path, result: Result, parent: Path, device: 
         numbers |= {"base_before": before, "base_after": after}
         note = ""
     except InkstoneError as error:
-        note = f"not measured what was forgotten: {error.message}"
+        note = f"forgetting was not measured: {error.message}"
     return msgspec.structs.replace(result, tuning={name: round(value, 4) for name, value in numbers.items()}, note=note)
 
 

@@ -28,11 +28,11 @@ class Pieces:
     """Spans of a token array to train on. The first three are int64 (N,).
 
     starts   index of the first input of each span
-    lengths  inputs of each span. The targets are the ids after them; the last target has a loss
+    lengths  number of inputs of each span. The target of an input is the next id; the last target has a loss
     targets  number of targets with a loss
     width    number of consecutive spans that belong together: 1, or 2 for a preference pair
-    cut      conversations or pairs that did not fit into a block and were cut
-    dropped  conversations, parts of them, or pairs without an answer within a block
+    cut      number of conversations or pairs that did not fit into a block and were cut
+    dropped  number of conversations, parts of them, or pairs without an answer within a block
     """
 
     starts: np.ndarray
@@ -94,9 +94,9 @@ def preference_pieces(documents: Documents, block_size: int) -> Pieces:
         if all(span.inputs for span in pair) and sum(span.inputs for span in pair) <= block_size:
             pairs += pair
             continue
-        both = [_Exchanges.read(documents, span) for span in pair]
-        first = _common_start(both, [span.inputs for span in pair], half)
-        shortened = [one.span(first, span.inputs, half) for one, span in zip(both, pair, strict=True)]
+        exchanges = [_Exchanges.read(documents, span) for span in pair]
+        first = _common_start(exchanges, [span.inputs for span in pair], half)
+        shortened = [turns.span(first, span.inputs, half) for turns, span in zip(exchanges, pair, strict=True)]
         if all(span.inputs for span in shortened):
             pairs += shortened
             cut += 1
@@ -199,7 +199,7 @@ def _take(items: dict[int, list[int]], lengths: Sequence[int]) -> list[int]:
 class _Span(NamedTuple):
     """A span of a document: its start in the token array, its number of inputs, and of targets with a loss.
 
-    `length` is that of the document.
+    `length` is the length of the document.
     """
 
     start: int
@@ -228,7 +228,7 @@ def _spans(documents: Documents) -> Iterator[_Span]:
 
 @dataclass(frozen=True)
 class _Exchanges:
-    """A conversation that is too long for a block, to be cut between exchanges. `start` is that in the token array."""
+    """A conversation that is too long for a block, to be cut between exchanges. It is at `start` in the token array."""
 
     start: int
     ids: np.ndarray

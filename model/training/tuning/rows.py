@@ -72,7 +72,7 @@ class PackedRows:
         return 1 - float(self.pieces.lengths.sum()) / (len(self.rows) * self.block_size)
 
     @property
-    def most_segments(self) -> int:
+    def max_segments(self) -> int:
         """The largest number of conversations in a row."""
         return max(map(len, self.rows)) * self.pieces.width
 

@@ -55,12 +55,12 @@ class Task:
         assert evaluation is not None  # only a stopped evaluation returns None
         return evaluation.columns.get("bits_per_char", evaluation.loss)
 
-    def masked(self, config: TrainConfig) -> TrainConfig:
-        """Return the configuration with document masks if the task has them, by which memory is estimated."""
+    def with_mask(self, config: TrainConfig) -> TrainConfig:
+        """Return `config` with the document masks that tuning always has, to estimate memory."""
         return replace(config, document_mask=True) if self.tuning else config
 
     def epoch(self, rows: int) -> tuple[float, str]:
-        """Return how many steps of `rows` rows are an epoch of the conversations or pairs, and their noun.
+        """Return the number of steps of `rows` rows in an epoch, and the noun: "conversations" or "pairs".
 
         For text, return 0 and "".
         """
@@ -69,7 +69,7 @@ class Task:
 
     @property
     def bytes(self) -> int:
-        """Bytes on the device of the reference."""
+        """Size of the reference network on the device, 0 without one."""
         loss = self.tuning and self.tuning.loss
         return 4 * loss.reference.config.parameters if isinstance(loss, PreferenceLoss) else 0
 
@@ -90,7 +90,9 @@ class Task:
     def lines(self, scores: Baselines | None) -> list[str]:
         """Describe the packing of conversations and the baselines for a person."""
         lines = [f"packing   {self.sampler}"] if isinstance(self.sampler, PackedRows | Replay) else []
-        return lines if isinstance(self.validation, HeldOutPairs) else [*lines, estimate.scale(scores)]
+        if not isinstance(self.validation, HeldOutPairs):
+            lines.append(estimate.describe_baselines(scores))
+        return lines
 
 
 def open_task(store: TokenStore, plan: TrainPlan, device: torch.device, world: World, report: Report) -> Task:
@@ -112,14 +114,14 @@ def open_task(store: TokenStore, plan: TrainPlan, device: torch.device, world: W
     if store.chat == "chat":
         answers = HeldOutAnswers.read(held_out, config.eval_bytes) if held_out else None
         return Task(SFT, with_replay(rows, plan), answers, first_prompt, Tuning(answer_loss, special))
-    segments = max(part.most_segments for part in (rows, held_out) if part)
+    segments = max(part.max_segments for part in (rows, held_out) if part)
     loss = PreferenceLoss(load_reference(plan, device, world), config.beta, segments)
     pairs = HeldOutPairs(held_out, loss) if held_out else None
     return Task(DPO, rows, pairs, first_prompt, Tuning(loss, special))
 
 
 def with_replay(rows: PackedRows, plan: TrainPlan) -> PackedRows | Replay:
-    """Return the rows of a tuning, with the text of the base model beside them if the plan says so.
+    """Add text of the base model to the rows of a tuning, if the plan has the setting `replay`.
 
     Raises InkstoneError if the tokens of that text are gone.
     """

@@ -132,7 +132,7 @@ def test_plan_names_a_gpu_that_computes_in_fp32(precision: str, missing: bool, m
     train = TrainConfig(precision=precision, compile="no")
     plan = estimate.choose_execution(MODEL, train, 8, CUDA)
     assert plan.execution.precision == "fp32"
-    assert plan.note.startswith("Tesla T4 does not multiply bfloat16: it computes in fp32") == missing
+    assert plan.note.startswith("Tesla T4 has no bfloat16 instructions: it computes in fp32") == missing
     devices._has_fast_bfloat16.cache_clear()
 
 
@@ -189,7 +189,7 @@ class Compiler:
     [
         (100, 0.5, False, 0, ""),  # 100 s without compiling
         (1000, 0.5, True, 1, ""),
-        (1000, 1.5, False, 1, "with which a trial pass takes longer"),
+        (1000, 1.5, False, 1, "which makes a trial pass slower"),
         (1000, None, False, 1, "cannot be compiled"),
     ],
 )

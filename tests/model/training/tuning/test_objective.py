@@ -97,7 +97,7 @@ def test_loss_and_gradients_of_pairs_equal_the_formula_of_the_paper(config: GPTC
     rows, model = packed(talks, preference_pieces), perturbed_network(config)
     reference = perturbed_network(replace(config, softcap=3.0))
     count = len(rows.rows)
-    loss_function = PreferenceLoss(reference, 0.3, rows.most_segments)
+    loss_function = PreferenceLoss(reference, 0.3, rows.max_segments)
     learner = learner_of(model, Tuning(loss_function, ()), count, micro_batch)
     actual = step_gradients(learner, to_device(rows.batch(0, count), CPU))
 
@@ -118,7 +118,7 @@ def test_kl_is_the_mean_divergence_at_the_targets_of_all_answers() -> None:
     rows, model, reference = packed(talks := pairs(5), preference_pieces), *map(perturbed_network, (PLAIN, PLAIN))
     with torch.no_grad():
         reference.embedding.weight.mul_(0.5)
-    loss = PreferenceLoss(reference, 0.1, rows.most_segments)
+    loss = PreferenceLoss(reference, 0.1, rows.max_segments)
     evaluation = HeldOutPairs(rows, loss).evaluate(model, CPU, "fp32", World(), bool)
     divergences: list[Tensor] = []
     for talk in talks:
@@ -133,7 +133,7 @@ def test_kl_is_the_mean_divergence_at_the_targets_of_all_answers() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_before_the_first_step_the_margins_are_zero_and_the_accuracy_is_a_half(precision: str) -> None:
     rows, model = packed(pairs(5), preference_pieces), perturbed_network(PLAIN)
-    loss = PreferenceLoss(perturbed_network(PLAIN), 0.1, rows.most_segments)
+    loss = PreferenceLoss(perturbed_network(PLAIN), 0.1, rows.max_segments)
     evaluation = HeldOutPairs(rows, loss).evaluate(model, CPU, precision, World(), bool)
     assert evaluation is not None
     assert (evaluation.margin, evaluation.accuracy, evaluation.kl) == (0, 0.5, 0)
