@@ -42,7 +42,7 @@ class Answer(NamedTuple):
 
 
 def encode_chat(messages: Messages, tokenizer: ChatTokenizer, block_size: int, max_tokens: int) -> ChatPrompt:
-    """Encode as many of the latest turns as fit beside an answer of `max_tokens`, or of half a block if that is less.
+    """Encode the latest turns that leave room for an answer of `max_tokens`, or of half a block if that is less.
 
     System messages at the beginning always stay. Raises TooLong if the last turn alone does not fit, BadData if
     the template refuses the messages or the tokenizer cannot encode them.
@@ -79,7 +79,7 @@ class Chat:
         if not isinstance(session.tokenizer, ChatTokenizer):
             name = session.run.manifest.name
             raise BadConfig(
-                f"{session.run.ref} has no chat template: it continues text and knows no turns",
+                f"{session.run.ref} has no chat template: it only continues text",
                 hint=f"`inkstone sample {name}` continues a text; docs/chat.md tunes a run on conversations",
             )
         self.run = session.run

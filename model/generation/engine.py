@@ -1,4 +1,4 @@
-"""Batched decoding: sequences are generated side by side, one token of each per step.
+"""Batched decoding: sequences are generated in parallel, one token of each per step.
 
 An `Engine` holds one row of a KV cache per sequence. Sequences may join and leave it at any step. The text of each
 depends on its own prompt, options and seed only, not on the other rows.

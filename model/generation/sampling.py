@@ -38,7 +38,7 @@ class SampleOptions:
     """Options of sampling, and of when a generated text ends.
 
     The defaults are those of `sample`, recipes, the web page and the samples of a training: moderate randomness from
-    the temperature, and no very unlikely token (min-p; Nguyen et al. 2024), which top-k and top-p would only repeat.
+    the temperature, and min-p (Nguyen et al. 2024) against very unlikely tokens, which makes top-k and top-p redundant.
 
     temperature         0 (and anything below 1e-6), or `greedy`, takes the most likely token
     top_k               sample among the k most likely tokens; 0: all
@@ -105,7 +105,8 @@ def sample_token(
 ) -> int:
     """Return one id sampled from logits (V,).
 
-    `context` are the earlier ids, for the repetition penalty; `generated` those after the prompt, for the other two.
+    `context` are the earlier ids, for the repetition penalty; `generated` are the ids after the prompt, for the
+    frequency and the presence penalty.
     """
     import torch
 
@@ -118,7 +119,7 @@ def sample_token(
         logits = logits - options.frequency_penalty * counts - options.presence_penalty * (counts > 0)
     if options.greedy or options.temperature < _MIN_TEMPERATURE:
         return int(logits.argmax())
-    ids = None  # of `logits` once those are sorted, the most likely first
+    ids = None  # the ids of `logits`, after these are sorted by decreasing value
     if 0 < options.top_k < len(logits):
         logits, ids = logits.topk(options.top_k)
     elif options.top_p < 1:

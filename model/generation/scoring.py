@@ -17,13 +17,13 @@ from pipeline.errors import BadData
 
 _BATCH_TOKENS = 4096  # of one forward pass, with padding
 _LOGITS = 1 << 21  # at a time: 8 MB, which stay in the cache of a processor
-_MIN_ROWS = 256  # at a time, also of a large vocabulary: products of fewer are slow
+_MIN_ROWS = 256  # at a time, even with a large vocabulary: a product of fewer rows is slow
 LOG_ZERO = -9999.0  # OpenAI's value for the logarithm of a probability of 0
 
 
 @dataclass(frozen=True)
 class TokenScore:
-    """A token of a prompt: its log probability after the tokens before it, and the most likely ids with theirs."""
+    """A token of a prompt: its log probability given the tokens before it, and the most likely ids with their own."""
 
     token_id: int
     logprob: float
@@ -94,7 +94,7 @@ def _score_tokens(
     vocab_size: int,
     likeliest: int,
 ) -> list[TokenScore]:
-    """Score each of `targets` (M,) after its hidden state, of `states` (M, C), and after the end of its context."""
+    """Score each of `targets` (M,) from the hidden state before it, in `states` (M, C), and from its context."""
     scores: list[TokenScore] = []
     size = max(_LOGITS // vocab_size, _MIN_ROWS)
     for start in range(0, len(targets), size):
@@ -104,7 +104,7 @@ def _score_tokens(
         logprobs = logits[:, :vocab_size].log_softmax(-1)  # (M, V)
         ids = targets[start : start + size]
         target_logprobs = logprobs.gather(1, ids[:, None].to(logprobs.device))[:, 0]
-        if not math.isfinite(float(target_logprobs.sum())):  # NaN or infinite as soon as one logit of a row is
+        if not math.isfinite(float(target_logprobs.sum())):  # one logit that is not finite makes its row so
             raise not_finite()
         top = logprobs.topk(min(likeliest, vocab_size))
         top_ids, top_logprobs = top.indices.tolist(), top.values.clamp(min=LOG_ZERO).tolist()

@@ -94,7 +94,7 @@ class Session:
     def sample(
         self, prompts: Sequence[EncodedPrompt], options: SampleOptions, stopped: threading.Event | None = None
     ) -> list[Sample]:
-        """Generate one text per prompt, side by side."""
+        """Generate one text per prompt, in parallel."""
         from model.generation import engine
 
         pairs = [(prompt.text, prompt.ids) for prompt in prompts]
@@ -136,7 +136,7 @@ def encode(tokenizer: Tokenizer, text: str, report: Report) -> list[int]:
 
 
 def _read_prompt_file(path: Path) -> bytes:
-    """The first bytes of a file, one more than a prompt may have. A named pipe is refused, since it may be endless."""
+    """Read the maximum size of a prompt plus one byte. A named pipe is refused, since it may be endless."""
     if not path.exists() or path.is_dir():  # not is_file: it may be a pipe
         raise InputMissing(f"{path}: no such file", hint="check the path")
     if path.is_fifo() and path.parts[:2] not in (("/", "dev"), ("/", "proc")):  # those are of a shell: <(command)

@@ -35,7 +35,7 @@ from model.serving.scheduler import GenerationFailed, QueueFull, Scheduler, Shut
 from pipeline.errors import InkstoneError, InputMissing
 
 _MAX_BODY = 1 << 20  # bytes
-_MAX_DISCARDED = 16 << 20  # bytes of an oversized body to read, so that the client gets to read the error
+_MAX_DISCARDED = 16 << 20  # bytes of an oversized body to read, so that the client receives the error
 _BODY_SECONDS = 30.0  # for a client to send its body
 _JSON, _CLOSE = "application/json", {"Connection": "close"}
 _INLINE = (b"script", b"style")

@@ -1,8 +1,8 @@
 """Chat requests: OpenAI's `POST /v1/chat/completions`.
 
 With a chat template in the tokenizer of the run, the messages become the turns of the template. The oldest ones are
-left out if they do not fit, and the response says so. A base model knows no turns and no instructions: the contents of
-the messages are joined, and the model continues the last one. Every response says so.
+left out if they do not fit, with a warning in the response. A base model has no template: the contents of the messages
+are joined, the model continues the last one, and every response has a warning.
 """
 
 from __future__ import annotations
@@ -95,6 +95,6 @@ def template_prompt(
 
 
 def plain_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> str:
-    """Join the texts of messages by line ends, or by nothing if the tokenizer does not know the line end."""
+    """Join the texts of messages by line ends, or by nothing if the tokenizer has no token for a line end."""
     separator = "" if tokenizer.count_unknown("\n") else "\n"
     return separator.join(message.text for message in messages)

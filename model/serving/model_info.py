@@ -1,4 +1,4 @@
-"""The served run as the web page and clients see it: names, numbers, loss curve, texts to begin with, the page."""
+"""Description of the served run for clients and the web page: names, numbers, loss curve, example prompts, the page."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pipeline.tokenizers import ChatTokenizer, Tokenizer
 
 _FOLDER = Path(__file__).with_name("page")
 _SCRIPTS = ("strings.js", "server.js", "tokens.js", "write.js", "chat.js", "about.js")  # in the order of their use
-_MOST_BEGINNINGS = 3
-_MOST_POINTS = 400  # of the training loss, more than a screen can show
+_MAX_BEGINNINGS = 3
+_MAX_POINTS = 400  # of the training loss, more than a screen can show
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ModelInfo:
 
 
 def load_model_info(session: Session, content: PageContent, *, public: bool = True) -> ModelInfo:
-    """Describe the run of a session. Unless it is `public`, the page gets none of its texts, and no report."""
+    """Describe the run of a session. Unless `public`, the page contains no text of the run and has no report."""
     run, tokenizer, result = session.run, session.tokenizer, read_result(session.run.path)
     bits = result.best_bits_per_char if session.checkpoint == "best" else result.bits_per_char
     base = tokenizer.base if isinstance(tokenizer, ChatTokenizer) else tokenizer
@@ -79,7 +79,7 @@ def load_model_info(session: Session, content: PageContent, *, public: bool = Tr
         "baselines": result.baselines,
         "curve": _curve(run.file("metrics.csv"), result),
         "sample": sample,
-        "beginnings": list(dict.fromkeys(filter(None, beginnings)))[:_MOST_BEGINNINGS],
+        "beginnings": list(dict.fromkeys(filter(None, beginnings)))[:_MAX_BEGINNINGS],
         "has_report": report is not None,
         "has_chat": has_chat,
     }
@@ -123,7 +123,7 @@ def _curve(metrics: Path, result: Result) -> dict[str, list[tuple[int, float]]]:
     nats, bits = max(evaluations, default=(1.0, 1.0))
     losses = [(int(row["step"]), float(row["train_loss"])) for row in rows if row["train_loss"]]
     training = [(step, round(loss * bits / nats, 4)) for step, loss in losses]
-    return {"training": training[:: 1 + len(training) // _MOST_POINTS], "validation": validation}
+    return {"training": training[:: 1 + len(training) // _MAX_POINTS], "validation": validation}
 
 
 def _last_sample(samples: Path) -> dict[str, Any] | None:

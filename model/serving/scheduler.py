@@ -100,7 +100,7 @@ class Scheduler:
     """Continuous batching of `rows` sequences at a time, with a queue of `queue` more.
 
     `capacity` counts the sequences of all requests that are not released: active, waiting, or ended but not yet read.
-    `submit`, `release` and `shutdown` are called on the event loop that `start` was given.
+    Call `submit`, `release` and `shutdown` on the event loop that was passed to `start`.
     """
 
     def __init__(self, engine: Engine, rows: int, queue: int, report: Report) -> None:

@@ -46,9 +46,9 @@ class _Connection(h11.Connection):
 class TimeoutProtocol(H11Protocol):
     """HTTP/1.1 connection that is closed on a late request, on invalid HTTP, or when the client does not read.
 
-    A client that has finished sending gets its response. TCP tells it apart from one that has closed its socket only
-    when it is sent something, which the latter answers with a reset. Therefore the first bytes of the response are
-    sent one at a time while the response is not ready, and comments while an event stream waits.
+    A client that has finished sending gets its response. A client that has closed its socket looks the same, until it
+    answers data with a reset. Therefore, while the response is not ready, its first bytes are sent one at a time, and
+    while an event stream waits, comments are sent.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -111,7 +111,7 @@ class TimeoutProtocol(H11Protocol):
             self.transport.close()
 
     def _check_client(self) -> None:
-        """Close the connection if the client has closed its socket, and send it something after ever longer times."""
+        """Close the connection if the client has closed its socket; send a byte or a comment at growing intervals."""
         self._check_timer = self.loop.call_later(_CHECK_SECONDS, self._check_client)
         if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self.transport.abort()
