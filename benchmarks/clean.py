@@ -90,7 +90,7 @@ class _Runs:
         self._folder, self._report = folder, report
         self._figures: dict[tuple[str, Path, int], list[Figures]] = {}
 
-    def run(self, method: str, text: Path, jobs: int, when: str) -> None:
+    def run(self, method: str, text: Path, jobs: int, label: str) -> None:
         figures = measure(method, text, jobs, self._folder / "run")
         if figures is None:
             self._report(f"{method}: skipped, not installed")
@@ -98,7 +98,7 @@ class _Runs:
         self._figures.setdefault((method, text, jobs), []).append(figures)
         size = text.stat().st_size / 1e6
         rates = f"{size / figures.seconds:,.1f} MB/s wall-clock, {size / figures.processor:,.1f} MB/s processor time"
-        self._report(f"{method}, {jobs} jobs, {text.name}: {rates}, {figures.peak_mb:,.0f} MB ({when})")
+        self._report(f"{method}, {jobs} jobs, {text.name}: {rates}, {figures.peak_mb:,.0f} MB ({label})")
 
     def rate(self, method: str, text: Path, jobs: int) -> float:
         """Return the median MB per second of processor time, or 0 if the method did not run."""

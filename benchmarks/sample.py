@@ -53,16 +53,16 @@ def bench(rounds: int, report: Callable[[str], None]) -> list[Row]:
             report(f"{precision}: skipped, {error}")
     rows = []
     for samples in (1, _MANY):
-        rivals = {name: generate for name, generate in peers.items() if samples == 1 or name == "transformers"}
-        rates: dict[str, list[float]] = {name: [] for name in (*ours, *rivals)}
+        compared = {name: generate for name, generate in peers.items() if samples == 1 or name == "transformers"}
+        rates: dict[str, list[float]] = {name: [] for name in (*ours, *compared)}
         for _ in range(rounds):
-            for name, generate in (ours | rivals).items():
+            for name, generate in (ours | compared).items():
                 rates[name].append(_rate(generate, samples))
         median = {name: statistics.median(values) for name, values in rates.items()}
         rows += [
             Row(f"sample {samples} x {_NEW}, {name}", median[name], median[peer], peer, "tokens/s")
             for name in ours
-            for peer in rivals
+            for peer in compared
         ]
     return rows
 

@@ -63,7 +63,7 @@ def bench(
             ("gigatoken_files", inputs.halves, 2),
             ("gigatoken_plain", inputs.halves, 2),
         ]
-        # Several of these runs are the same run when the user named the shards.
+        # With shards of the user, several of these runs are equal.
         distinct = dict.fromkeys((method, tuple(paths), jobs) for method, paths, jobs in fast)
         for number in range(rounds):
             for method, paths, jobs in distinct:
@@ -107,7 +107,7 @@ class _Runs:
         self._figures: dict[tuple[str, tuple[Path, ...], int], list[Figures]] = {}
         self._count = 0
 
-    def run(self, method: str, shards: Sequence[Path], jobs: int, when: str) -> None:
+    def run(self, method: str, shards: Sequence[Path], jobs: int, label: str) -> None:
         self._count += 1
         figures = methods.measure(method, shards, jobs, self._folder / f"run-{self._count}")
         if figures is None:
@@ -115,7 +115,7 @@ class _Runs:
             return
         self._figures.setdefault((method, tuple(shards), jobs), []).append(figures)
         rate = figures.input_bytes / 1e6 / figures.seconds
-        self._report(f"{method}, {jobs} jobs, {figures.input_bytes / 1e6:,.0f} MB: {rate:,.1f} MB/s ({when})")
+        self._report(f"{method}, {jobs} jobs, {figures.input_bytes / 1e6:,.0f} MB: {rate:,.1f} MB/s ({label})")
 
     def rate(self, method: str, shards: Sequence[Path], jobs: int) -> float:
         """Return the median MB/s of JSON lines, or 0 if the method did not run."""

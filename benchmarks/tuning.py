@@ -1,8 +1,8 @@
 """`bench tuning`: tuning on the bundled conversations, packed, beside a loop that pads them as minimind's does.
 
 Both train the same network from the same weights in fp32. minimind's `SFTDataset` pads each conversation to the length
-of a block and hides the padding from the loss, and its loop shuffles them (trainer/train_full_sft.py). Counted are the
-tokens of conversations; padding does not count. A third loop pretrains the same network on blocks without padding.
+of a block and hides the padding from the loss, and its loop shuffles them (trainer/train_full_sft.py). Rates count the
+tokens of conversations, not padding. A third loop pretrains the same network on blocks without padding.
 """
 
 from __future__ import annotations
@@ -70,10 +70,12 @@ def bench(rounds: int, report: Callable[[str], None]) -> list[Row]:
 
 
 def _conversations() -> Documents:
-    talks = [json.loads(line)["messages"] for line in _CONVERSATIONS.read_text(encoding="utf-8").splitlines()]
-    characters = sorted({character for talk in talks for turn in talk for character in turn["content"]})
+    lines = _CONVERSATIONS.read_text(encoding="utf-8").splitlines()
+    conversations = [json.loads(line)["messages"] for line in lines]
+    turns = [turn["content"] for messages in conversations for turn in messages]
+    characters = sorted(set("".join(turns)))
     tokenizer = ChatTokenizer(Characters("".join({*characters, *"\nadeimnorstuy"}), "bench"))
-    encoded = tokenizer.encode_conversations(talks)
+    encoded = tokenizer.encode_conversations(conversations)
     ends = np.cumsum(encoded.lengths)
     ids = np.insert(encoded.ids, ends, tokenizer.end_of_text)
     mask = np.insert(encoded.mask, ends, 0)
@@ -82,7 +84,7 @@ def _conversations() -> Documents:
 
 
 class _Ours:
-    """Inkstone's learner and loader; `step` returns the number of tokens that are no padding."""
+    """Inkstone's learner and loader; `step` returns the number of tokens that are not padding."""
 
     def __init__(
         self,
@@ -92,8 +94,8 @@ class _Ours:
         device: torch.device,
         tuning: Tuning | None = None,
     ) -> None:
-        needs = dataclasses.replace(config, document_mask=bool(tuning))
-        execution = estimate.choose_execution(model, needs, config.batch_size, device).execution
+        memory_config = dataclasses.replace(config, document_mask=bool(tuning))
+        execution = estimate.choose_execution(model, memory_config, config.batch_size, device).execution
         self._learner = Learner(model, config, device, execution, config.batch_size, World(), tuning=tuning)
         self._learner.initialise()
         self._schedule, self._is_packed = LRSchedule(config), tuning is not None

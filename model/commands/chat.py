@@ -145,7 +145,7 @@ class _Conversation:
 
     def _save(self, path: Path) -> None:
         if not any(message["role"] == "assistant" for message in self.chat.messages):
-            raise BadConfig("there is no conversation to save yet", hint="say something first")
+            raise BadConfig("there is no conversation to save yet", hint="ask something first")
         try:
             with path.expanduser().open("a", encoding="utf-8") as file:
                 file.write(json_line({"messages": self.chat.messages}) + "\n")

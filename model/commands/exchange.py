@@ -138,8 +138,8 @@ def export(
     if kind != "model":
         refuse_options(f"is for `export model`, not for `export {kind}`", "checkpoint")
     source = find_artifact(settings, _ARTIFACTS[kind], reference)
-    words = (source.manifest.name, "corpus" if kind == "corpus" else "", target_format, quantize)
-    path = out or settings.root / "exports" / "-".join(filter(None, words))
+    name_parts = (source.manifest.name, "corpus" if kind == "corpus" else "", target_format, quantize)
+    path = out or settings.root / "exports" / "-".join(filter(None, name_parts))
     wait = settings.progress.wait(f"exporting {source.ref}")
     if kind == "corpus":
         from pipeline.export import corpus

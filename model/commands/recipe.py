@@ -1,4 +1,4 @@
-"""The recipe command: the recipe of what was built."""
+"""The recipe command: print the recipe that builds an artifact again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def recipe(settings: Settings, reference: str, out: Path | None) -> Outcome:
     from pipeline.store import files
 
     if out and out.exists():
-        raise BadConfig(f"{out} exists, and is left as it is", hint="choose another file with --out")
+        raise BadConfig(f"{out} exists, and was not changed", hint="choose another file with --out")
     last = history.find(settings.root, reference)
     described = _of_run(settings.root, last) if last.manifest.kind == "runs" else history.recipe_of(settings.root, last)
     if out:

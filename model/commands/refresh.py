@@ -247,7 +247,7 @@ def add_report(settings: Settings, recipe: Recipe, outcome: Outcome) -> None:
 
 
 def check_training(section: TrainSection) -> None:
-    """Raise BadConfig for a [train] section that no tokens could be trained with."""
+    """Raise BadConfig for a [train] section that is invalid for any tokens."""
     from model.runs import plan as run_plan
 
     if section.parent:

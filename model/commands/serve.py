@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _HEAD = 20_000  # tokens from which beginnings are taken
 _USER = "user\n"  # before a question, in the templates of ChatML and its relatives
-_MOST_QUESTION = 60  # characters of a question to choose
+_MAX_QUESTION = 60  # characters of a question to choose
 
 
 @click.command(cls=Command)
@@ -106,7 +106,7 @@ def serve(settings: Settings, reference: str, checkpoint: str, precision: str, d
 
 
 def page_content(root: Path, session: Session) -> PageContent:
-    """Return what the page shows of the text that a run was trained on; little, if its tokens are no longer here."""
+    """Return the parts of the page that come from the training text of a run; fewer if its tokens were deleted."""
     from model.serving.model_info import PageContent
     from pipeline.report.page import stylesheet
 
@@ -128,7 +128,7 @@ def _report(run: Artifact, code: str) -> bytes:
         return reports.render(run.manifest.name, [run], language_of(code))
     except (InkstoneError, OSError) as cause:
         error = to_inkstone_error(cause)
-        error.message = error.message.replace(f"{run.path.parents[2]}/", "")  # clients need not know the folder
+        error.message = error.message.replace(f"{run.path.parents[2]}/", "")  # hide the folder from clients
         raise error from None
 
 
@@ -169,4 +169,4 @@ def _beginnings(tokens: Artifact) -> Sequence[str]:
     if not is_chat:
         return prompts("\n".join([*texts, tokenizer.decode(ids)]))
     questions = (text.strip().removeprefix(_USER) for text in texts if text.strip().startswith(_USER))
-    return list(dict.fromkeys(question for question in questions if len(question) <= _MOST_QUESTION))[:3]
+    return list(dict.fromkeys(question for question in questions if len(question) <= _MAX_QUESTION))[:3]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from model.commands.options import DEVICE
-from model.commands.start_plan import as_line, needs_no_tokenizer, write_recipe, write_tuning_recipe
+from model.commands.start_plan import as_line, may_retrain_tokenizer, write_recipe, write_tuning_recipe
 from pipeline.commands.console import Command, Number, Outcome, Settings, option_group
 from pipeline.commands.options import EXCLUDE, INCLUDE, JOBS, MAX_BAD, TEXT_FIELD, worker_count
 from pipeline.errors import BadConfig, BadData, InputMissing
@@ -122,7 +122,7 @@ def _require_parent(path: Path, recipe: Recipe, parent: str) -> None:
 
 
 def _recipe_path(settings: Settings, references: Sequence[str], name: str) -> Path:
-    """Return the path of the recipe file in the current folder. If its name is taken, say by what, and number it.
+    """Return the path of the recipe file in the current folder. If its name is taken, report that and add a number.
 
     Raises BadConfig if nothing was named, or if the artifacts of this name belong to something else.
     """
@@ -167,8 +167,8 @@ def _extend(
 ) -> list[str]:
     """Add new sources and options to the recipe, and return the lines of the plan.
 
-    Unless the user named the recipe (`is_named`), a line says that new text goes to a model that is there.
-    If a source cannot be read, its error is raised and the recipe stays unchanged.
+    Unless the user named the recipe (`is_named`), a line says that new text is added to an existing model. If a source
+    cannot be read, its error is raised and the recipe stays unchanged.
     """
     from pipeline.start import recipe_file
 
@@ -176,11 +176,11 @@ def _extend(
     values = {"download": options.download(), "clean": options.clean()}
     changed = [f"{name} = {value}" for entries in values.values() for name, value in entries.items()]
     _check_sources(settings, path, recipe, new, options)
-    kept = "its tokenizer and its split are kept"
-    if needs_no_tokenizer(settings.root, recipe):
-        kept = "there is no model yet, so new text trains a new tokenizer; its split is kept"
+    effect = "its tokenizer and its split are kept"
+    if may_retrain_tokenizer(settings.root, recipe):
+        effect = "there is no model yet, so new text trains a new tokenizer; its split is kept"
     lines = [
-        as_line("recipe", f"{path}: {', '.join(recipe.download.sources)}; {kept}"),
+        as_line("recipe", f"{path}: {', '.join(recipe.download.sources)}; {effect}"),
         *([as_line("changed", ", ".join(changed))] if changed else []),
         *([as_line("new text", ", ".join(new))] if new else []),
         *(
@@ -207,7 +207,7 @@ def _beginning(root: Path, name: str, recipe: Recipe) -> str:
 
     if recipe.train.parent:
         return f"from {recipe.train.parent}"
-    with suppress(BadData):  # the training says what becomes of a damaged run
+    with suppress(BadData):  # the training reports a damaged run
         if not artifact.current(root, "runs", name):
             return "there is no earlier run"
     return "from the last run"
@@ -247,7 +247,7 @@ def _run(settings: Settings, path: Path, device: str, jobs: int, *, more: bool) 
     from pipeline.sources.http import Network
 
     recipe = load_recipe(path)
-    if needs_no_tokenizer(settings.root, recipe):
+    if may_retrain_tokenizer(settings.root, recipe):
         recipe = refresh_command.retraining(recipe)
     train = refresh_command.train_stage(settings, recipe, device, more=more, accept=more)
     options = RefreshOptions(jobs=jobs, network=Network(stop=settings.progress.stop), accept_worse=more)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.start.decide import InputOptions
 
 _HEADING = 10  # characters
-_GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of NVIDIA's driver, of that in WSL, of AMD's
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of the drivers of NVIDIA, WSL and AMD
 
 
 def write_recipe(
@@ -77,15 +77,15 @@ def write_tuning_recipe(
     with settings.progress.wait("reading the conversations"):
         records = dataclasses.replace(options, text_fields=fields.RECORD)
         inputs = _files(settings, path.stem, sources, records, plan_only)
-        talks = conversations.survey([file for _, files in inputs for file in files])
+        surveyed = conversations.survey([file for _, files in inputs for file in files])
     if not plan_only:
-        _write(path, conversations.recipe_sections(talks, sources, options, parent, minutes))
-    described = [*conversations.describe(talks, sources, parent, minutes), ("recipe", str(path))]
+        _write(path, conversations.recipe_sections(surveyed, sources, options, parent, minutes))
+    described = [*conversations.describe(surveyed, sources, parent, minutes), ("recipe", str(path))]
     return [as_line(heading, content) for heading, content in described]
 
 
-def needs_no_tokenizer(root: Path, recipe: Recipe) -> bool:
-    """Return True if a recipe trains a tokenizer and has no run yet, finished or not: new text may train another."""
+def may_retrain_tokenizer(root: Path, recipe: Recipe) -> bool:
+    """Return True if a recipe trains its tokenizer and no run uses it yet, finished or not."""
     from pipeline.store import artifact, generations
 
     if recipe.tokenizer.use or recipe.train.parent:

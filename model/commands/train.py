@@ -29,7 +29,7 @@ _PRESETS = (
     *("mini", "bigram", "sample", "babygpt", "shuihu-8m", "shuihu-8m-rope", "shuihu-fast", "13m", "2b"),
     *("gpt2-124m", "qwen-8m", "small", "fast-124m"),
 )
-_PRESET_OF_PARENT = "sample"  # whose numbers of training --from uses if no preset is named
+_PRESET_OF_PARENT = "sample"  # for the training settings of --from, if no preset is named
 
 
 @click.command(cls=Command)
@@ -250,7 +250,7 @@ def _require_alone(**values: object) -> None:
     """Raise BadConfig if one of the options in `values` is given beside --continue, which excludes it."""
     if names := [name for name, value in values.items() if value]:
         raise errors.BadConfig(
-            f"--continue keeps the name, the preset and the numbers of the run, and {names[0]} is given",
+            f"--continue keeps the name, the preset and the settings of the run, and {names[0]} is given",
             hint=f"leave {names[0]} out; `--from RUN --name NEW` starts another run from its weights",
         )
 

@@ -21,7 +21,7 @@ MEASURING = "measuring the baselines and the time of a step"  # before a trainin
 def training_watch(settings: Settings) -> Iterator[Watch | None]:
     """Yield a function that draws the state of a training as a bar, or None if lines are to be printed instead.
 
-    If nothing is reported at first, a line says why. Of several processes only the main one reports.
+    A line reports the measurements before the first step. Of several processes only the main one reports.
     """
     with nullcontext() if is_secondary_rank() else settings.progress.wait(MEASURING), _bar(settings) as watch:
         yield watch

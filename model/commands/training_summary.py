@@ -81,7 +81,7 @@ def verdict(result: Result) -> str:
 
 
 def longer_may_help(result: Result) -> bool:
-    """Return False if the validation loss rose, or the text was seen as often as a chosen training sees it."""
+    """Return False if the validation loss rose, or the training has the epochs at which `presets.choose` ends it."""
     return not result.ended_early and result.epochs < CHOSEN_EPOCHS
 
 
