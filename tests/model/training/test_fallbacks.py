@@ -72,7 +72,7 @@ def test_network_that_cannot_be_compiled_runs_without_unless_that_was_named() ->
 def test_compiling_without_a_compiler_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setenv("CXX", "none")
-    with pytest.raises(BadConfig, match="there is none"):
+    with pytest.raises(BadConfig, match="found none"):
         estimate.choose_execution(MODEL, TrainConfig(compile="yes", precision="fp32"), 8, CPU)
     assert not devices.should_compile(torch.device("cuda"), "auto")
 

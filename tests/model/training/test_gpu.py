@@ -394,7 +394,7 @@ def test_least_memory_of_all_processes_decides() -> None:
     """The main process may have more free memory than the others."""
 
     class Pair(World):
-        def least(self, value: float) -> float:
+        def min(self, value: float) -> float:
             return min(value, 1 << 20)
 
     plan = estimate.choose_together(MODEL, TrainConfig(batch_size=64, precision="fp32"), 64, CPU, Pair(), 0)
