@@ -126,7 +126,7 @@ def _set_thread_wait_policy() -> None:
 def _is_reported_by_rank_0(failure: errors.InkstoneError) -> bool:
     """Return True if this process is a secondary torchrun rank and rank 0 reports the same failure.
 
-    A lost node, which may be that of rank 0, is reported by one process of each other node.
+    One process of each remaining node reports a lost node, since that may be the node of rank 0.
     """
     if isinstance(failure, errors.NodeLost):
         return os.environ.get("LOCAL_RANK", "0") != "0"

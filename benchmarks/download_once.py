@@ -1,4 +1,4 @@
-"""One download in a process of its own, for `bench download` to time.
+"""One download in a separate process, which `bench download` times.
 
 python -m benchmarks.download_once ARTIFACTS URL
 """

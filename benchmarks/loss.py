@@ -100,7 +100,7 @@ def _train_plain_loop(
     """Train as nanoGPT's README says for a CPU: train_shakespeare_char with 4 layers of 128 and 12 blocks of 64.
 
     The rate falls with the clock instead of the iterations, so that it reaches its end within `minutes`. The
-    vocabulary is rounded up to a multiple of 64, as nanoGPT rounds that of GPT-2. Returns the evaluations before and
+    vocabulary is rounded up to a multiple of 64, as nanoGPT does for GPT-2. Returns the evaluations before and
     after the training.
     """
     rounded = -(-store.tokenizer.vocab_size // 64) * 64

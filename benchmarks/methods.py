@@ -119,7 +119,7 @@ def tiktoken_batch(shards: Sequence[Path], jobs: int, folder: Path) -> Iterator[
 def hdf5_append(shards: Sequence[Path], jobs: int, folder: Path) -> Iterator[int]:
     """The first version of train-llm-from-scratch's scripts/data_preprocess.py: a resize and a write per document.
 
-    The script uses one process and one file. Here each job encodes every jobs-th shard into a file of its own.
+    The script uses one process and one file. Here each job encodes every jobs-th shard into a separate file.
     """
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
@@ -157,7 +157,7 @@ def datatrove(shards: Sequence[Path], jobs: int, folder: Path) -> Iterator[int]:
 
     Its workers start and load the tokenizer within the measured time, as in every datatrove run; on small input this
     dominates. Two defaults are changed: documents stay in order, and workers are forked, because the memory of workers
-    of its fork server could not be measured.
+    that its fork server starts could not be measured.
     """
     os.environ["RAYON_NUM_THREADS"] = "1"  # otherwise each worker's tokenizer uses every core
     from datatrove.executor import LocalPipelineExecutor

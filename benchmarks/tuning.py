@@ -1,4 +1,4 @@
-"""`bench tuning`: tuning on the bundled conversations, packed, beside a loop that pads them as minimind's does.
+"""`bench tuning`: tuning on the bundled conversations, packed, compared with a loop that pads them as minimind's does.
 
 Both train the same network from the same weights in fp32. minimind's `SFTDataset` pads each conversation to the length
 of a block and hides the padding from the loss, and its loop shuffles them (trainer/train_full_sft.py). Rates count the
@@ -40,7 +40,7 @@ _VOCABULARY = 4_000  # as of a trained tokenizer; the characters of the conversa
 
 
 def bench(rounds: int, report: Callable[[str], None]) -> list[Row]:
-    """Return rows of tokens per second: packed beside padded, and packed beside pretraining."""
+    """Return rows of tokens per second: packed compared with padded, and packed compared with pretraining."""
     device = devices.pick_device()
     documents = _conversations()
     model = dataclasses.replace(get_preset("small").model, vocab_size=_VOCABULARY, dropout=0.0)

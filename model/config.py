@@ -160,7 +160,7 @@ class TrainConfig:
     memory. The schedule ends after `steps`, or after `minutes` if that is set, or after `epochs` if that is earlier.
 
     The validation split is evaluated at the start, at the end and `evaluations` - 1 times in between. Evaluations are
-    at least 10 steps apart and, if `minutes` is set, take at most a tenth of the time. Six are made all the same, if
+    at least 10 steps apart and, if `minutes` is set, take at most a tenth of the time. Six are made in any case, if
     `evaluations` allows it; if `minutes` is set, only while they take less than a minute or less time than training.
 
     If the validation loss rises, a training with `minutes` or `patience` returns to its best checkpoint and ends early.

@@ -1,7 +1,7 @@
 """Named presets: a model configuration, its training, and the source of the numbers.
 
-Presets of the families "gpt2", "gpt_neox" and "qwen3" use only parts that Hugging Face's transformers has too; those of
-the family "fast" use the parts that learn fastest. benchmarks/NOTES.md has the experiments behind the tuned presets.
+Presets of the families "gpt2", "gpt_neox" and "qwen3" use only parts that Hugging Face's transformers has too; the
+family "fast" uses the parts with the fastest training. benchmarks/NOTES.md has the experiments behind tuned presets.
 `choose` picks a preset for a text, a device and a time.
 """
 
@@ -235,7 +235,7 @@ _CPU_RATE, _GPU_RATE = 5_500, 200_000
 CHOSEN_EPOCHS, _LAST_DROPOUT = 8.0, 0.2
 _FASTER = 4  # how many times as fast as estimated a machine may be
 MAX_EPOCHS = 60  # of any training: beyond that the validation loss of a short text only rises
-_DROPOUTS = ((1.5, 0.0), (10, 0.1), (30, 0.2))  # up to so many epochs; 0.3 beyond
+_DROPOUTS = ((1.5, 0.0), (10, 0.1), (30, 0.2))  # (maximum number of epochs, dropout); 0.3 beyond
 _MIN_BLOCK, _BLOCKS = 8, 8  # tokens of a block, and blocks of a text, at least
 _TUNED_VOCABULARY = 4_000
 _LARGE_VOCABULARY = 20_000  # ids: on a CPU the head of `small` then takes half of the time
@@ -340,7 +340,7 @@ def _weight_bytes(size: _Size, vocab_size: int) -> int:
 
 
 def _tokens_per_second(size: _Size, vocab_size: int, is_gpu: bool) -> float:
-    """Estimate the speed of a network from that of `small` with the vocabulary that it was measured with."""
+    """Estimate the speed of a network from the measured speed of `small` with `_TUNED_VOCABULARY` ids."""
     cost = _model(size, vocab_size).flops_per_token / _model(_CPU_SIZES[2], _TUNED_VOCABULARY).flops_per_token
     return (_GPU_RATE if is_gpu else _CPU_RATE) / cost
 

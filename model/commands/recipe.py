@@ -58,7 +58,7 @@ def _make_relative(download: dict[str, Any], folder: Path) -> None:
 
 
 def _of_run(root: Path, run: Artifact) -> History:
-    """Return the recipe of a run: that of its tokens, and [train].
+    """Return the recipe of a run: the recipe of its tokens, and the section [train].
 
     Raises BadConfig for a run that was imported or has a preset that no longer exists.
     """

@@ -247,7 +247,7 @@ def _plan(
 
 
 def _require_alone(**values: object) -> None:
-    """Raise BadConfig if one of the options in `values` is given beside --continue, which excludes it."""
+    """Raise BadConfig if one of the options in `values` is given: --continue excludes them."""
     if names := [name for name, value in values.items() if value]:
         raise errors.BadConfig(
             f"--continue keeps the name, the preset and the settings of the run, and {names[0]} is given",
@@ -307,7 +307,8 @@ def _dry_run(settings: Settings, plan: TrainPlan, device: str, reference: str) -
 def _resumable(settings: Settings, plan: TrainPlan, resume: bool | None, reference: str) -> TrainPlan:
     """Return the plan with the tokens of its unfinished run, if there is one, and report other unfinished runs.
 
-    Tokens whose generation `reference` names stay. Raises BadConfig for --resume if no run of this plan is unfinished.
+    If `reference` names a generation, the tokens do not change. Raises BadConfig for --resume if no run of this plan is
+    unfinished.
     """
     from model.runs import unfinished
 

@@ -22,7 +22,7 @@ _MAX_SIZE = 1 << 28  # of any size in a config.json: a larger one would not fit 
 _POSITIVE = ("head_dim", "norm_epsilon")
 _MAX_POSITIONS = 1 << 22  # networks have a million at most, and tables of positions take memory
 _CHECK_CONFIG = "check that it is the config.json of a model"
-# Types of config fields that are read, beside those of `Family.sizes` and `Family.fixed_fields`.
+# Types of the config fields that are read and are not in `Family.sizes` or `Family.fixed_fields`.
 _TYPES: dict[str, Any] = {
     "model_type": str,
     "head_dim": int,
@@ -257,9 +257,9 @@ def _require_types(fields: Mapping[str, Any], types: Mapping[str, Any], path: st
 
 
 def _normalized(config_json: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Return the fields, with those of rotary positions and attention windows under one name.
+    """Return the fields, with one name for each field of rotary positions and attention windows.
 
-    Versions of transformers have put them in different fields.
+    Versions of transformers use different names.
     """
     fields = dict(config_json)
     is_neox = fields.get("model_type") == "gpt_neox"

@@ -1,7 +1,7 @@
 """The network's code as part of an export, for the family "fast", which transformers does not have.
 
-hub_code/ has the files. Their module names and options are those of our own network, so that the weights keep their
-names. transformers runs them only with `trust_remote_code=True`. An import of such a folder runs our network instead.
+The files are in hub_code/. Their modules and options have the names of model/network, so that weights keep their names.
+transformers runs them only with `trust_remote_code=True`. An import of such a folder runs our network instead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CODE = Path(__file__).with_name("hub_code")
 _FILES = ("configuration_inkstone.py", "modeling_inkstone.py")
 NOTE = """
 
-transformers has no class for this network, so its code lies beside the weights: `configuration_inkstone.py` and
+transformers has no class for this network, so this folder contains its code: `configuration_inkstone.py` and
 `modeling_inkstone.py`, which import only torch and transformers. transformers runs code of a folder only with
 `trust_remote_code=True`; read the two files before you pass it. Other tools have an option of that name, such as
 `lm_eval --model_args pretrained=DIR,trust_remote_code=True`."""  # for the model card
@@ -92,7 +92,7 @@ def config_from_json(content: Mapping[str, Any], path: str) -> GPTConfig:
 
 
 def _without_defaults(config: GPTConfig) -> GPTConfig:
-    """Return the same network with 0 for each size that is the default, as our presets have it."""
+    """Return the same network with 0, as in our presets, for each size that has its default."""
     for name in ("kv_heads", "hidden", "head_dim", "norm_epsilon"):
         default = replace(config, **{name: type(getattr(config, name))()})
         if config_json(default) == config_json(config):

@@ -112,9 +112,9 @@ def _compare_json(tokenizer: Tokenizer, path: Path, *, same_texts: bool) -> froz
 
 
 def _compare(tokenizer: Tokenizer, theirs: Mapping[int, str], path: Path, added: frozenset[str] | None) -> None:
-    """Raise BadData unless their tokens, by id, are those of the tokenizer.
+    """Raise BadData unless `theirs`, tokens by id, are the tokens of the tokenizer.
 
-    `added` are the special tokens of the tokenizer.json beside the file, None if there is none.
+    `added` are the special tokens of the tokenizer.json in the same folder, None if there is none.
     """
     if added is None:
         require_same_ids(tokenizer, {token: token_id for token_id, token in theirs.items()}, str(path))

@@ -104,7 +104,7 @@ def require_weights(tensors: Mapping[str, Tensor], path: Path | str) -> None:
 
 
 def _problem(tensor: Tensor) -> str:
-    """Return what a tensor is, "" for one that holds weights."""
+    """Return why a tensor is not accepted as weights, "" if it is."""
     if tensor.is_meta:
         return "without values (on the meta device)"
     if tensor.is_quantized:

@@ -129,7 +129,7 @@ class Engine:
     """Generates up to `rows` sequences at a time. `active` are those that have not ended, in the order of their rows.
 
     Prompts to score are computed together, without the cache. They get a row with their first token.
-    Raises BadConfig if there is not enough memory for so many rows.
+    Raises BadConfig if there is not enough memory for the rows.
     """
 
     def __init__(self, model: GPT, rows: int) -> None:

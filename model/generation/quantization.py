@@ -66,7 +66,7 @@ class PackedLinear:
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> None:
         """`weight` (OUT, C), `bias` (OUT,). `gelu` applies GPT-2's GELU in the same pass."""
         self.in_features = weight.shape[1]
-        # Looked up here once: the lookup takes as long as a small product.
+        # Looked up once, since a lookup takes as long as a small product.
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
         self._activation: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().bfloat16(), 1)

@@ -1,4 +1,4 @@
-"""Cross entropy of a linear output head that never holds all logits, with gradients computed in the forward pass.
+"""Cross entropy of a linear output head without storing all logits, with gradients computed in the forward pass.
 
 The logits of a batch are its largest tensor by far (32 x 1024 rows of 50,304 are 6.6 GB in fp32), and the loss needs
 each of them only once. So the rows are processed in chunks: each chunk computes its logits, its loss, and immediately
@@ -129,7 +129,7 @@ def _weighted_rows(weights: Tensor) -> Tensor | None:
 
 
 def _all_rows(grad: Tensor, ctx: Any) -> Tensor:
-    """Return the gradient (N, C) of all rows from that of the weighted ones."""
+    """Return the gradient (N, C) of all rows from the gradient of the weighted rows; it is zero elsewhere."""
     if ctx.rows is None:
         return grad
     full = grad.new_zeros(ctx.count, grad.shape[1])

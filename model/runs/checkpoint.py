@@ -293,7 +293,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def require_fit(tensors: CheckpointTensors, model: GPT) -> None:
-    """Raise BadConfig with the differences if names, shapes or dtypes are not those of a training of `model`."""
+    """Raise BadConfig with the differences if names, shapes or dtypes do not fit a training of `model`."""
     expected = {name: _describe(weight) for name, weight in model.named_parameters()}
     changes = _differences(tensors.weights, expected)
     if tensors.average:

@@ -128,7 +128,7 @@ def _without_later_settings(root: Path, plan: TrainPlan) -> TrainPlan:
 
 
 def _instead_of_damaged(root: Path, plan: TrainPlan, error: BadData) -> TrainPlan:
-    """Return the plan that builds the damaged current run again if its draft is there, or else one from scratch.
+    """Return the plan that builds the damaged current run again if its draft exists, else a plan from scratch.
 
     Raises BadData if an older run can be continued instead.
     """
@@ -172,7 +172,7 @@ def _obstacle(run: Artifact, plan: TrainPlan, *, any_length: bool) -> str:
 
 
 def describe_start(plan: TrainPlan) -> str:
-    """Return what a plan starts from: "continues from step 2,310 of runs/book/KEY", or why from scratch; "" if new."""
+    """Return "continues from step 2,310 of runs/book/KEY", or why a plan starts from scratch; "" for a new name."""
     if plan.from_scratch:
         return f"starts from scratch: {plan.from_scratch}"
     if plan.parent is None or plan.parent_path is None or plan.weights_only:

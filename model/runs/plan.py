@@ -134,7 +134,7 @@ def _require_positive(minutes: float | None) -> None:
 class Resolved:
     """A preset for tokens and the name of their run: the settings that differ from it, its length, and the reason.
 
-    `minutes` is None if the settings hold the length, as those of an earlier run do.
+    `minutes` is None if the length is in the settings, as for an earlier run.
     """
 
     preset_name: str
@@ -174,7 +174,7 @@ def resolve_auto(root: Path, tokens: Artifact, name: str, minutes: float | None,
 
 
 def earlier_folders(root: Path, name: str) -> list[Path]:
-    """Return the folder of the current run of a name; if there is none, those of unfinished runs, the last first."""
+    """Return the folder of the current run of a name; without one, the folders of unfinished runs, the last first."""
     with suppress(BadData):  # `continue_published` handles a damaged one
         if published := artifact.current(root, "runs", check_name(name)):
             return [published.path]

@@ -122,7 +122,7 @@ def check(steps: int | None, minutes: float | None, settings: Mapping[str, Any])
 
 
 def _require_tokenizer_of(tokens: Artifact, parent: Artifact) -> None:
-    """Raise BadConfig unless the tokenizer of the tokens is that of the parent run, or a chat tokenizer over it."""
+    """Raise BadConfig unless the tokens have the tokenizer of the parent run, or a chat tokenizer based on it."""
     tokenizer = tokenizers.open_folder(tokens.path)
     base = tokenizer.base.fingerprint if isinstance(tokenizer, ChatTokenizer) else ""
     if parent.manifest.tokenizer not in (tokenizer.fingerprint, base):

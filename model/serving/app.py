@@ -1,4 +1,4 @@
-"""HTTP application: OpenAI's completions, chat and models routes, the web page with what it needs, the report.
+"""HTTP application: OpenAI's completions, chat and models routes, the web page and its data, the report.
 
 Every input is bounded in bytes and in seconds, and no part of a request names a file. Errors have OpenAI's format.
 With a list of keys, the routes of OpenAI's API need one of them. On a loopback address only loopback host names and

@@ -39,7 +39,7 @@ class PageContent:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Names and summary of the served run, and its web page. `about` is what the page shows of the run."""
+    """Names and summary of the served run, and its web page. `about` is the data of the run for the page."""
 
     name: str
     ref: str

@@ -31,7 +31,7 @@ class TokenLogprob(NamedTuple):
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of a choice. `logprobs` is None unless they were asked for."""
+    """A part of a choice. `logprobs` is None unless the request has `logprobs`."""
 
     index: int
     text: str

@@ -43,7 +43,7 @@ class Sampler:
     "random" draws each uniformly from all positions, with replacement. "epoch" takes adjacent blocks, so that each
     token is a target once an epoch, in another order each epoch. The position of the first block changes from epoch to
     epoch, so that a token is not always seen with the same context and the last tokens are not always left out.
-    `key` is that of the store. Raises BadData if the store is too short for a single block.
+    `key` is the key of the store. Raises BadData if the store is too short for a single block.
     """
 
     tokens: TokenArray

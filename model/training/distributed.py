@@ -25,7 +25,7 @@ from model.network.gpt import GPT
 from pipeline.errors import BadConfig, InkstoneError, NodeLost, to_inkstone_error
 
 TIMEOUT = "INKSTONE_NODE_TIMEOUT"  # environment variable, in minutes
-_TIMEOUT = 10.0  # minutes: more than a checkpoint takes to be written, which the others wait for
+_TIMEOUT = 10.0  # minutes: longer than the main process writes a checkpoint, while the others wait
 _SETUP_TIMEOUT = timedelta(days=1)
 _LOST = re.compile(  # in errors of torch
     r"pair closure|Timed out waiting|NCCL|[Cc]onnection (closed|reset)|Broken pipe|No route|unreachable"
@@ -130,7 +130,7 @@ class World:
         return values[0]
 
     def broadcast_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the main process's CPU tensors, sent one at a time; those of the others are ignored."""
+        """Return the main process's CPU tensors, sent one at a time. Other processes ignore their argument."""
         if self.size == 1:
             return dict(tensors)
         layouts = self.broadcast_object({name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()})

@@ -138,7 +138,7 @@ def _original_text(store: TokenStore, max_bytes: int) -> tuple[np.ndarray, list[
 
 
 def encode_again(tokenizer: Tokenizer, validation: ValidationSet, other: Tokenizer) -> ValidationSet:
-    """Return the text of a validation set, whose ids are those of `tokenizer`, in the ids of another tokenizer.
+    """Encode the text of a validation set, which has the ids of `tokenizer`, with another tokenizer.
 
     Both sets have the same number of characters, so that their bits per character compare.
     """

@@ -133,8 +133,8 @@ class Evaluator:
     def evaluate(self, metrics: Metrics, stopped: threading.Event) -> AnyEvaluation | None:
         """Score the validation set and write a sample, with the average of the weights if there is one.
 
-        Return None if `stopped` was set meanwhile; the evaluation then stays due. Also return None without a validation
-        set. There is no sample if the loss is not finite.
+        Return None if `stopped` was set meanwhile; the evaluation is then still due. Also return None without a
+        validation set. There is no sample if the loss is not finite.
         """
         start, learner = time.monotonic(), self._learner
         self.sample, evaluation = None, None
@@ -163,7 +163,7 @@ class Evaluator:
         return evaluate(model, validation, *arguments, eos)
 
     def _write_sample(self, metrics: Metrics) -> None:
-        """Generate a sample, by random numbers of its own. A failure is recorded and does not end the training."""
+        """Generate a sample with a separate random generator. A failure is recorded and does not end the training."""
         if self._world.size > 1 or metrics.folder is None:  # one process alone cannot run a model sharded by FSDP
             return
         model, options = self._learner.model, SampleOptions(max_tokens=_SAMPLE_TOKENS)

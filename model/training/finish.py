@@ -203,7 +203,7 @@ def report_comparison(
 ) -> str:
     """Compare a new run with the current one and report both figures.
 
-    Return why the current one stays current, "" if the new one replaces it: it is not worse, or `accept` is set.
+    Return the reason to keep the current run, "" if the new run replaces it: it is not worse, or `accept` is set.
     """
     try:
         comparison = compare(folder, result, plan, current, device, report)

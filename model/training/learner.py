@@ -217,7 +217,7 @@ class Learner:
 
 
 def _gradient_values(weight: Tensor) -> Tensor:
-    """Return the values of a weight's gradient; of a sparse one those of its rows, each row once."""
+    """Return the values of a weight's gradient; of a sparse gradient, the values of its rows, each row once."""
     assert weight.grad is not None
     if not weight.grad.is_sparse:
         return weight.grad

@@ -27,8 +27,8 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Build the optimizers that together train each weight once.
 
-    `precision` is that of Muon's matrix products, which the processes of `world` share. Frozen weights are left out.
-    Beside low-rank factors, embeddings and heads are trained without decay: most of their rows are frozen.
+    Muon's matrix products have this `precision` and are divided among the processes of `world`. Frozen weights are left
+    out. With low-rank factors, embeddings and heads are trained without decay: most of their rows are frozen.
     """
     bigrams = [model.bigrams.table.weight] if model.bigrams is not None else []
     heads = [model.head.weight] if model.head is not None else []

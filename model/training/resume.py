@@ -41,7 +41,7 @@ class Parent:
 
     @property
     def steps(self) -> int:
-        """Steps that led to its last checkpoint, those of its own parents included."""
+        """Steps up to its last checkpoint, including the steps of its parents."""
         return self.result.steps_before + self.result.steps
 
 

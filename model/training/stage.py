@@ -52,10 +52,10 @@ def train(
     With `rebuild` the run is trained even if it is published, and takes the place of the published one. A run that is
     worse than the current one of its name, on its own validation text, does not become current, unless `accept` is set.
 
-    With `watch`, the state of the training is passed to it about every second, instead of reported in lines. In the
-    main process, the numbers of each row of the metrics are passed to `on_row`. A signal, or setting `stopped`, saves
+    `watch` is called with the state of the training about every second, and replaces the lines of the report. In the
+    main process, `on_row` is called with the numbers of each row of the metrics. A signal, or setting `stopped`, saves
     everything and raises TryAgain. With `anneal`, the learning rates fall to zero first and the result is published as
-    a run of its own, so that the unfinished one can still be resumed.
+    a separate run, so that the unfinished one can still be resumed.
 
     Under torchrun all processes train, and the main one plans, saves and publishes below its root. Each node reads the
     tokens below its own root. The result of the others names the folder of the main process.
@@ -140,7 +140,7 @@ class _Publisher:
             set_aside(published.path, self._reason_to_keep_current(published.path, read_result(published.path)))
 
     def _reason_to_keep_current(self, folder: Path, result: Result) -> str:
-        """Return why the current run stays current, "" if the new one in `folder` replaces it."""
+        """Return the reason to keep the current run, "" if the new run in `folder` replaces it."""
         try:
             current = artifact.current(self.root, "runs", self.plan.name)
         except InkstoneError as error:

@@ -108,7 +108,7 @@ def retried(learner: Learner, work: Callable[[], T], report: Report) -> T:
     while True:
         try:
             return work()
-        except Exception as error:  # noqa: BLE001 - torch has no class for what a compiler or an allocator raises
+        except Exception as error:  # noqa: BLE001 - torch has no class for errors of compilers and allocators
             fall_back(learner, error, report)
 
 
