@@ -8,6 +8,7 @@ first records. Other records are refused with the names of their fields. A name 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,11 @@ _ABOUT = {  # names of fields about a text, never chosen by themselves
 _DEPTH = 4  # of nested objects
 _NAMES_SHOWN = 12
 _MUCH = 10  # a value holds much text if it is at least a tenth as long as what is read
+_CHAPTER = re.compile(  # names such as 第一回, 卷三, Chapter One, part_2, Book IV
+    r"第\s*[0-9〇零一二三四五六七八九十百千两兩]+\s*[章回节節卷篇集部话話折幕]|卷之?[0-9一二三四五六七八九十百上中下]|"
+    r"chapter\s+\w|(?:chapter|part|book|section|letter|canto|act|scene)[\W_]*(?:[0-9]+|[ivxlc]+\b)",
+    re.IGNORECASE,
+)
 _AS_CHAT = "clean --profile chat reads them as conversations"
 
 
@@ -143,8 +149,9 @@ def note_on_entries(value: Any) -> str:
 def entries(value: Any) -> Sequence[Any]:
     """Return the records of a JSON value: a list, the largest list in an object, or the object itself.
 
-    An object of objects, or one that maps numbers to texts or to lists of strings, is a list of its values. Another
-    object may have one that maps numbers to texts, such as `chapters`.
+    An object of objects, or one that maps numbers or names of chapters to texts or to lists of strings, is a list of
+    its values; a name such as 第一回 becomes the first line of its text. Another object may have one that maps numbers
+    to texts, such as `chapters`.
     """
     if isinstance(value, list):
         return value
@@ -155,7 +162,7 @@ def entries(value: Any) -> Sequence[Any]:
         return part
     inner = list(part.values())
     if _is_numbered(part):
-        return [item if isinstance(item, str) else "\n".join(item) for item in inner]
+        return [_chapter(name, item) for name, item in part.items()]
     return inner if len(inner) > 1 and all(isinstance(item, dict) for item in inner) else [value]
 
 
@@ -176,9 +183,21 @@ def _part(value: Mapping[str, Any]) -> str:
     return numbered[0] if len(numbered) == 1 else ""
 
 
+def _chapter(name: str, item: str | list[str]) -> str:
+    """Return the text of a chapter below its name, unless that is a number or the text begins with it."""
+    text = item if isinstance(item, str) else "\n".join(item)
+    return text if name.isdecimal() or text.lstrip().startswith(name.strip()) else f"{name}\n{text}"
+
+
 def _is_numbered(value: Any) -> bool:
-    """Return True for an object that maps numbers to texts, or to lists of strings: the chapters of a book."""
-    if not isinstance(value, dict) or len(value) < 2 or not all(name.isdecimal() for name in value):
+    """Return True for an object that maps numbers to texts, or to lists of strings: the chapters of a book.
+
+    The names of most chapters may be words with numbers, such as 第一回, next to a preface, for example.
+    """
+    if not isinstance(value, dict) or len(value) < 2:
+        return False
+    chapters = sum(_CHAPTER.match(name.strip()) is not None for name in value)
+    if 3 * chapters < 2 * len(value) and not all(name.isdecimal() for name in value):
         return False
     lists = (item if isinstance(item, list) else [item] for item in value.values())
     return all(isinstance(line, str) for item in lists for line in item)
@@ -219,9 +238,16 @@ def _as_text(value: Any) -> str | None:
         return value
     if isinstance(value, list) and value:
         if not all(isinstance(item, str) for item in value):
-            return _as_turns(value)
+            return _as_turns(value) or _as_styled(value)
         return ("" if value[0].endswith("\n") else "\n").join(value)  # lines of notebooks have their line breaks
     return None
+
+
+def _as_styled(value: list[Any]) -> str | None:
+    """Return the text of strings and of objects with `type` and `text`, as in Telegram's exports; None for others."""
+    parts = [item.get(TEXT) if isinstance(item, Mapping) and "type" in item else item for item in value]
+    texts = [part for part in parts if isinstance(part, str)]
+    return "".join(texts) if len(texts) == len(parts) else None
 
 
 def _as_turns(value: Any) -> str | None:

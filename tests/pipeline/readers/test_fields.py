@@ -65,6 +65,15 @@ def test_source_of_several_lines_is_the_text_of_a_notebook() -> None:
     assert note_on(choice, [cell]) == "text from field source"
 
 
+def test_styled_text_of_a_telegram_message_is_joined() -> None:
+    link = {"type": "link", "text": "a.b"}
+    choice = choose([{"text": "a"}, {"text": ["see ", link, "."]}])
+    assert choice.text_of({"text": ["see ", link, "."]}) == "see a.b."
+    assert choice.text_of({"text": [link]}) == "a.b"
+    assert choice.text_of({"text": [{"type": "photo", "text": None}]}) is None
+    assert choice.text_of({"text": [{"text": "a"}, {"text": "b"}]}) is None
+
+
 @pytest.mark.parametrize(
     ("record", "hint"),
     [
@@ -116,6 +125,9 @@ def test_records_that_may_be_conversations_say_so_when_no_field_dominates() -> N
     [
         ({"chapters": {"1": [PROSE, PROSE], "2": ["a"]}}, [f"{PROSE}\n{PROSE}", "a"], ""),
         ({"title": "b", "chapters": {"1": "a", "2": PROSE}}, ["a", PROSE], ""),
+        ({"第一回": "a", "第二回 风雪": ["第二回 风雪", "b"], "序": "c"}, ["第一回\na", "第二回 风雪\nb", "序\nc"], ""),
+        ({"a": "b", "chapters": {"Chapter One": "c", "Chapter 2": "d"}}, ["Chapter One\nc", "Chapter 2\nd"], ""),
+        ({"book": PROSE, "section": "a"}, [{"book": PROSE, "section": "a"}], ""),
         (
             {"train": [{"a": PROSE}] * 2, "test": [{"a": PROSE}], "tags": ["b"]},
             [{"a": PROSE}] * 2,
