@@ -24,6 +24,7 @@ HEAD_BYTES = 1 << 16
 FORMATS = {  # suffixes of names, each also followed by .gz, .zst, .bz2 or .xz
     **dict.fromkeys((".txt", ".text", ".md", ".markdown", ".rst"), "text"),
     **dict.fromkeys((".html", ".htm", ".xhtml"), "html"),
+    **dict.fromkeys((".srt", ".vtt", ".ass", ".ssa"), "subtitles"),
     **dict.fromkeys((".jsonl", ".ndjson", ".jl"), "jsonl"),
     **{f".{name}": name for name in ("epub", "json", "csv", "tsv", "parquet", "arrow")},
 }
@@ -31,11 +32,12 @@ ARCHIVE = "archive"
 _ARCHIVES = {".zip": "zip", ".tar": "tar"}
 _TAR_SUFFIXES = {".tgz": ".tar.gz", ".tzst": ".tar.zst", ".tbz2": ".tar.bz2", ".tbz": ".tar.bz2", ".txz": ".tar.xz"}
 _SUFFIX = re.compile(r"(?<=.)\.[0-9A-Za-z_+-]*[A-Za-z_][0-9A-Za-z_+-]*$", re.DOTALL)
-_NAMED_HTML = (".txt", ".text", "")  # suffixes of texts that are HTML if their content is
+_NAMED_TEXT = (".txt", ".text", "")  # suffixes of texts that are HTML or subtitles if their content is
 _HTML = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*(?:<!doctype\s+html|<html[\s>])",
     re.IGNORECASE | re.DOTALL,
 )
+_SUBTITLES = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:WEBVTT\b|\d+[ \t]*\r?\n[\d:]{4,8}[,.]\d{1,3}[ \t]*-->)")
 _JSON_LIST = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*\{\s*\"")
 _LIST_START, _LIST_SEPARATOR = re.compile(r"\s*\[\s*"), re.compile(r"\s*,\s*")
 _POEMS = re.compile(rb'"para(?:graphs)?" *: *\[')  # of chinese-poetry, whose own reader takes them in lines too
@@ -49,8 +51,8 @@ _MAX_SCHEMA = 1 << 26  # bytes of the first message of an Arrow stream
 class FileKind:
     """Format of a file, and its containers.
 
-    format        "text", "html", "epub", "json", "jsonl", "csv", "tsv", "parquet", "arrow" or "archive"; "" if its
-                  content cannot be read as text
+    format        "text", "html", "subtitles", "epub", "json", "jsonl", "csv", "tsv", "parquet", "arrow" or "archive";
+                  "" if its content cannot be read as text
     compression   "zst", "gz", "bz2", "xz" or ""
     archive       "zip" or "tar" if it holds other files, else ""
     problem       why it cannot be read: "empty", "a PDF", "not text", "no text field"; "" if it can
@@ -90,15 +92,16 @@ def kind_of(name: str, head: bytes, *, is_complete: bool, compression: str = "")
     if is_complete and not head.removeprefix(_BOM).strip():
         return FileKind(FORMATS.get(suffix, "text"), compression, problem="empty")
     format_name = FORMATS.get(suffix, "")
-    if format_name not in ("", "text", "html", "json"):
+    if format_name not in ("", "text", "html", "subtitles", "json"):
         return FileKind(format_name, compression)
     if suffix in _ARCHIVES:
         return FileKind(ARCHIVE, compression, _ARCHIVES[suffix])
     if format_name != "json":
         if not encoding.is_text(head[:HEAD_BYTES], is_complete=is_complete):
             return FileKind("", compression, problem="not text")
-        if suffix in _NAMED_HTML or not format_name:
+        if suffix in _NAMED_TEXT or not format_name:
             format_name = "html" if _HTML.match(head) else format_name
+            format_name = "subtitles" if _SUBTITLES.match(head) else format_name
     if not format_name or (format_name == "json" and _has_json_lines(head, is_complete) and not _POEMS.search(head)):
         format_name = _json_structure(head, is_complete)
     if format_name == "json" and _lacks_text(head, is_complete):

@@ -18,6 +18,7 @@ from pipeline.readers.content import Content, ReadOptions, open_content
 from pipeline.readers.documents import Document, Note, OnReject, Reject, log_note
 from pipeline.readers.encoding import EncodingStats
 from pipeline.readers.kinds import ARCHIVE, NO_FIELD, detect_kind
+from pipeline.readers.timed import subtitles
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Advance
 from pipeline.runtime.terminal import counted
@@ -125,6 +126,9 @@ def _items(content: Content, options: ReadOptions, ledger: Ledger, on_reject: On
     match content.kind.format:
         case "html":
             return html.read(content, options.encoding)
+        case "subtitles":
+            document = _read_text(content, options, ledger, on_reject)
+            return iter([subtitles.without_times(document, content.label, options.note)])
         case "epub":
             return epub.read(content)
         case "json":

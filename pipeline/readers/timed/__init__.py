@@ -1,0 +1,1 @@
+"""Readers of text in which each line has a time."""
