@@ -46,7 +46,7 @@ def status(settings: Settings, check: bool, max_age: str) -> Outcome:
       inkstone status --check --max-age 36h
     """
     from pipeline.maintenance import status as status_report
-    from pipeline.runtime.terminal import sparkline
+    from pipeline.runtime.terminal import sparkline, table
     from pipeline.store import files
 
     if check:
@@ -54,11 +54,17 @@ def status(settings: Settings, check: bool, max_age: str) -> Outcome:
         return Outcome("unchanged", path=settings.root, lines=[result.line], always=True, exit_code=result.code)
     refuse_options("has no effect without --check", "max_age")
     rows, refreshes = status_report.status(settings.root), status_report.refreshes(settings.root)
-    lines = [
-        f"{row.ref:<48} {row.state:<10} {status_report.duration(row.age_hours * 3600):>23}"
-        f" {status_report.size(row.bytes):>10}  {row.summary}{'  ' if row.curve else ''}{sparkline(row.curve)}"
+    cells = [
+        (
+            row.ref,
+            row.state,
+            status_report.duration(row.age_hours * 3600),
+            status_report.size(row.bytes),
+            f"{row.summary}  {sparkline(row.curve)}",
+        )
         for row in rows
     ]
+    lines = table([("artifact", "state", "age", "size", "content"), *cells], right=(2, 3)) if rows else []
     lines += [refresh.line() for refresh in refreshes]
     free, published = files.free_space(settings.root), status_report.publications(settings.root)
     with settings.progress.wait("adding up the sizes of all files"):
@@ -188,13 +194,15 @@ def prune(settings: Settings, keep: int, dry_run: bool) -> Outcome:
     """
     from pipeline.maintenance import retention
     from pipeline.maintenance.status import size
+    from pipeline.runtime.terminal import table
 
     with settings.progress.wait("comparing the generations with what needs them"):
         rows = retention.prune(settings.root, keep=keep, dry_run=dry_run)
     removed = [row for row in rows if row.removed]
     freed = sum(row.bytes for row in removed)
     verb = "would delete" if dry_run else "deleted"
-    lines = [f"{verb if row.removed else 'kept':<13}{row.ref:<48} {size(row.bytes):>10}  {row.why}" for row in rows]
+    cells = [(verb if row.removed else "kept", row.ref, size(row.bytes), row.why) for row in rows]
+    lines = table(cells, right=(2,))
     return Outcome(
         "unchanged" if dry_run or not removed else "built",
         path=settings.root,

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
@@ -69,6 +70,26 @@ def data_size(count: float) -> str:
     if count < 1000:
         return counted(int(count), "bytes")
     return f"{count / 1e3:.0f} kB" if count < 999_500 else f"{count / 1e6:,.1f} MB"
+
+
+def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Return rows as lines with aligned columns, in which a wide character, such as 砚, counts as two.
+
+    `right` are the indices of the columns that are aligned to the right.
+    """
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        blanks = [" " * (width - _width(cell)) for width, cell in zip(widths, row, strict=True)]
+        cells = (blanks[index] + cell if index in right else cell + blanks[index] for index, cell in enumerate(row))
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _width(text: str) -> int:
+    """Return the columns that a terminal needs for a text."""
+    marks = sum(unicodedata.combining(character) > 0 for character in text)
+    return len(text) - marks + sum(unicodedata.east_asian_width(character) in "WF" for character in text)
 
 
 def sparkline(values: Sequence[float]) -> str:

@@ -289,7 +289,9 @@ def test_run_row_has_the_curve_of_its_evaluations(
     assert status.status(root)[0].curve == (5.2, 3.5, 4.5)
     assert inkstone("status")["rows"][0]["curve"] == [5.2, 3.5, 4.5]
     assert cli.main(["--artifacts", str(root), "status"]) == 0
-    assert capsys.readouterr().out.splitlines()[0].endswith(f"20 steps  {sparkline((5.2, 3.5, 4.5))}")
+    heading, row = capsys.readouterr().out.splitlines()[:2]
+    assert heading.split() == ["artifact", "state", "age", "size", "content"]
+    assert row.endswith(f"20 steps  {sparkline((5.2, 3.5, 4.5))}")
 
 
 def test_run_row_without_readable_metrics_has_no_curve(root: Path) -> None:

@@ -17,7 +17,7 @@ from model.commands.recipe_samples import sample_lines
 from pipeline.errors import StorageFailed
 from pipeline.runtime import terminal
 from pipeline.runtime.progress import BarProgress, JsonLogProgress, LineProgress, Progress
-from pipeline.runtime.terminal import json_line, printable, printable_block
+from pipeline.runtime.terminal import json_line, printable, printable_block, table
 
 HOSTILE = "a\x1b[2J\x9b2J\u202eb\r\nc\u2028\x7f\udcca"
 ESCAPED = r"a\x1b[2J\x9b2J\u202eb\r\nc\u2028\x7f\udcca"
@@ -65,6 +65,11 @@ def test_small_charts_have_characters_that_the_terminal_can_show(
     assert terminal.sparkline([5.0, 4.1, 3.4, 3.4]) == line
     assert terminal.bars([0, 1, 100_000]) == ["", bar, (bar if encoding == "ascii" else "█") * terminal.BAR]
     assert (terminal.sparkline([]), terminal.bars([])) == ("", [])
+
+
+def test_columns_of_a_table_are_aligned_with_wide_characters() -> None:
+    rows = [("name", "size", "content"), ("砚e\u0301", "10 kB", "a"), ("raw/a", "1 kB", "")]
+    assert table(rows, right=(1,)) == ["name    size  content", "砚e\u0301    10 kB  a", "raw/a   1 kB"]
 
 
 def test_sparkline_of_many_values_has_the_first_and_the_last() -> None:
