@@ -51,6 +51,8 @@ PROFILES = {
         Profile("html", container=markup.html),
         Profile("markdown", container=markup.markdown),
         Profile("cbeta", container=markup.cbeta),
+        Profile("chat-log", headings=False, unwrap=False, verse=False, container=markup.chat_log),
+        Profile(f"chat-log-{TEXT}", chinese=False, headings=False, container=markup.chat_log),
         Profile(TEXT, chinese=False, headings=False),
         *(Profile(kind, chinese=False, headings=False) for kind in KINDS),
     )
@@ -83,4 +85,7 @@ def for_text(profile: str, head: str) -> str:
     body = entities.unescape(container(head, Counter()).text if container else head, Counter())
     if container and not han_rich.has_letters(body):
         return detected
-    return detected if han_rich.is_han_rich(body) else TEXT
+    if han_rich.is_han_rich(body):
+        return detected
+    name = f"{detected}-{TEXT}"
+    return name if name in PROFILES else TEXT

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.clean.markup.chat_log import chat_log, is_chat_log
 from pipeline.readers import encoding as encodings
 from pipeline.readers import readers
 from pipeline.readers.kinds import detect_kind
@@ -20,6 +21,7 @@ from pipeline.runtime.ledger import Ledger
 
 _READ = 6 << 20  # characters of all inputs together
 _SAMPLED_FILES = 60  # of one input, spread evenly over it
+_HEAD = 100_000  # characters of a text, from which a chat log is detected
 _COUNTED = 500_000  # characters, spread over the sample, whose scripts are counted
 _SCRIPTS = (
     ("Chinese", "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"),
@@ -147,7 +149,11 @@ def _read_sample(
         blocks = encodings.read_text(path, stats, encoding=encoding, advance=advance)
         text = "".join(_until(blocks, limit))
         summary.encodings[stats.encoding or "utf-8"] += 1
-        return text[:limit], _share(size, text, limit), None
+        share = _share(size, text, limit)
+        if is_chat_log(text[:_HEAD]):
+            summary.notes.append("chat log, without its times")
+            text = chat_log(text.replace("\r\n", "\n"), Counter()).text
+        return text[:limit], share, None
     ledger = Ledger()
     documents = readers.read_documents(
         path,

@@ -10,13 +10,14 @@ import re
 
 from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.markup.cbeta import cbeta, is_cbeta
+from pipeline.clean.markup.chat_log import chat_log, is_chat_log
 from pipeline.clean.markup.daizhige import daizhige, front_matter
 from pipeline.clean.markup.html import html, is_html
 from pipeline.clean.markup.kanripo import kanripo, org
 from pipeline.clean.markup.markdown import is_markdown, markdown
 from pipeline.clean.markup.wikitext import wikitext_lite
 
-__all__ = ("cbeta", "daizhige", "detect", "html", "kanripo", "markdown", "org", "wikitext_lite")
+__all__ = ("cbeta", "chat_log", "daizhige", "detect", "html", "kanripo", "markdown", "org", "wikitext_lite")
 
 _MANDOKU = lazy_pattern(r"# -\*-[^\n]*mandoku|(?:#[^\n]*\n){0,20}#\+PROPERTY:[ \t]*(?:ID|BASEEDITION)[ \t]")
 _PAGE_MARK = lazy_pattern(r"<pb:[A-Za-z0-9]+_[^<>\n]{1,60}>")
@@ -40,5 +41,5 @@ def detect(head: str) -> str:
         return "wikitext-lite"
     if all(re.search(sign, head) for sign in _WIKI_SIGNS):
         return "wikitext-lite"
-    tests = {"cbeta": is_cbeta, "markdown": is_markdown, "html": is_html}
+    tests = {"chat-log": is_chat_log, "cbeta": is_cbeta, "markdown": is_markdown, "html": is_html}
     return next((name for name, is_detected in tests.items() if is_detected(head)), "plain")

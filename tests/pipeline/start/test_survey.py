@@ -85,7 +85,9 @@ def test_tokens_are_estimated_from_the_pieces_that_a_text_has(tmp_path: Path) ->
     """Recurring dates and names are few tokens each, though the letters are Chinese."""
     dice = random.Random(1)
     talk = ("".join(chr(0x4E00 + dice.randrange(400)) for _ in range(10)) for _ in range(1500))
-    chat = "".join(f"2023-05-{n % 28 + 1:02} {n % 24:02}:30:10 阿花(12345)\n{line}\n\n" for n, line in enumerate(talk))
+    chat = "".join(
+        f"于 2023-05-{n % 28 + 1:02} {n % 24:02}:30:10 阿花(12345)\n{line}\n\n" for n, line in enumerate(talk)
+    )
     text = look_at(tmp_path, a=chat)
     assert 1500 * 13 < decide.count_tokens(text) < 0.5 * len(chat)
     untrainable = Survey([InputSummary("a", characters=340)], {}, is_english=False, sample="")

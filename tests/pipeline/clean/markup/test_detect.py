@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clean.markup.detect import cbeta, daizhige, detect, html, kanripo, markdown, org, wikitext_lite
+from pipeline.clean.markup.detect import cbeta, chat_log, daizhige, detect, html, kanripo, markdown, org, wikitext_lite
 from pipeline.clean.markup.parsed import MAX_DEPTH, MAX_NOTE, Parsed
 from pipeline.clean.rule import Counts
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]")
 Parse = Callable[[str, Counts], Parsed]
-PARSERS: tuple[Parse, ...] = (kanripo, daizhige, wikitext_lite, org, html, markdown, cbeta)
+PARSERS: tuple[Parse, ...] = (kanripo, chat_log, daizhige, wikitext_lite, org, html, markdown, cbeta)
 
 
 def text_of(parse: Parse, text: str) -> str:
