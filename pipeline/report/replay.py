@@ -53,7 +53,8 @@ def changes_of_rules(corpus: Artifact) -> tuple[Changes, bool]:
 
     for entry in files:
         characters = 0
-        for task in TaskReader(entry, options, Ledger(), lambda reject: None).tasks(lambda count: None):
+        reader = TaskReader(entry, options, Ledger(), lambda reject: None, note=lambda text: None)
+        for task in reader.tasks(lambda count: None):
             for part in divide_by_profile(task):
                 clean_task(part, Cleaner(profiles.PROFILES[part.task.profile], options, watch))
             characters += task.characters

@@ -109,6 +109,16 @@ def test_examples_of_rules_come_from_the_unchanged_sources_only(store: Path, tmp
     assert changes_of_rules(read(root, "corpora", "book")) == ({}, False)
 
 
+def test_notes_of_readers_are_not_repeated_by_the_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = "".join(f"{number},却说阿渊携砚来到江边。\n" for number in range(9))
+    (tmp_path / "talk.csv").write_text(f"n,留言\n{rows}", encoding="utf-8")
+    root = tmp_path / "artifacts"
+    run(root, "clean", tmp_path / "talk.csv")
+    caplog.clear()
+    assert changes_of_rules(read(root, "corpora", "talk"))[1]
+    assert not caplog.records
+
+
 def test_rejects_are_shown_by_reason_with_their_lines(store: Path) -> None:
     rejects = corpus.collect(read(store, "corpora", "hostile")).rejects
     assert [excerpt for _, excerpt in rejects["too-short"]] == list(HOSTILE[: corpus.EXAMPLES])
