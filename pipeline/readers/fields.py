@@ -50,7 +50,7 @@ _CHAPTER = re.compile(  # names such as 第一回, 卷三, Chapter One, part_2, 
     r"chapter\s+\w|(?:chapter|part|book|section|letter|canto|act|scene)[\W_]*(?:[0-9]+|[ivxlc]+\b)",
     re.IGNORECASE,
 )
-_AS_CHAT = "clean --profile chat reads them as conversations"
+AS_CHAT = "clean --profile chat reads them as conversations"
 
 
 RECORD = ("*",)
@@ -131,7 +131,7 @@ def note_on(choice: FieldChoice, records: Sequence[Mapping[str, Any]]) -> str:
         joined = ",".join(name for name in sizes if name in (*choice.names, *unread[:_NAMES_SHOWN]))
         parts += [f"not read: {listed}", f"--text-field {joined} joins them"]
     if _has_conversations(records):
-        parts.append(_AS_CHAT)
+        parts.append(AS_CHAT)
     return "; ".join(parts)
 
 
@@ -337,5 +337,5 @@ def _no_field(name: str, records: Sequence[Mapping[str, Any]]) -> BadData:
     else:
         hint = f"pass --text-field {','.join(suggested)}"
     if _has_conversations(records):
-        hint += f"; {_AS_CHAT}"
+        hint += f"; {AS_CHAT}"
     return BadData(f"no field {name}; fields: {listed}", hint=hint)

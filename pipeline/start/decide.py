@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.clean.report import sentencepiece_flags
 from pipeline.clean.report.sentencepiece_flags import Flags, LineStats
 from pipeline.errors import BadData
+from pipeline.readers.fields import AS_CHAT
 from pipeline.runtime.ledger import DEFAULT_MAX_BAD
 from pipeline.runtime.terminal import counted, data_size
 from pipeline.start import survey as surveys
@@ -21,6 +22,7 @@ from pipeline.tokens.survey import FEW_DOCUMENTS, is_divisible
 
 _CHARACTERS_PER_TOKEN = (3.4, 1.3)  # of text that is too short for a vocabulary: of English, of classical Chinese
 _TRAINED = 400_000  # characters of the sample, which take half a second
+_AS_CHAT = "these are conversations: `start` with --from RUN tunes a run on them"
 _LINE = re.compile(r"[^\n]{1,1000}")
 _POSSIBLE_SIZE = re.compile(r"value <= (\d+)")
 _KINDS = {
@@ -143,7 +145,7 @@ def _describe_input(entry: InputSummary) -> str:
     documents = f" {counted(entry.documents, 'documents')}" if is_one and entry.documents > 1 else ""
     encodings = [name for name in entry.encodings if name not in ("utf-8", "ascii")]
     encoding = f" in {', '.join(encodings)}" if encodings else ""
-    notes = f" ({'; '.join(dict.fromkeys(entry.notes))})" if entry.notes else ""
+    notes = f" ({'; '.join(dict.fromkeys(entry.notes))})".replace(AS_CHAT, _AS_CHAT) if entry.notes else ""
     return f"{entry.reference}{files} {data_size(entry.bytes)}{documents}{encoding}{notes}"
 
 

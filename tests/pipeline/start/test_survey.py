@@ -62,6 +62,13 @@ def test_plan_names_fields_that_are_not_read(tmp_path: Path) -> None:
     assert "text from field 问题; not read: 回答; --text-field 问题,回答 joins them" in content
 
 
+def test_plan_says_how_to_tune_on_conversations(tmp_path: Path) -> None:
+    (tmp_path / "qa.json").write_text('[{"instruction": "Where?", "output": "By the river, in a boat."}]')
+    [(_, content), *_] = decide.describe(survey([("qa.json", [tmp_path / "qa.json"])]), 1000)
+    assert "these are conversations: `start` with --from RUN tunes a run on them" in content
+    assert "--profile" not in content
+
+
 def test_prompts_are_beginnings_of_paragraphs() -> None:
     assert prompts("The old man wrote.\n\nShe was not there.\n\nBut he went on.") == (
         "The old man",
