@@ -21,7 +21,7 @@ from pipeline.errors import BadData
 from pipeline.readers import binary
 from pipeline.readers.compression import check_ratio, decompress, detect_compression
 from pipeline.readers.content import Content
-from pipeline.readers.kinds import HEAD_BYTES, has_text_suffix, kind_of
+from pipeline.readers.kinds import HEAD_BYTES, format_suffix, has_text_suffix, kind_of
 from pipeline.runtime.terminal import counted
 
 MAX_MEMBERS = 1 << 18
@@ -41,7 +41,7 @@ class Omitted:
         names.append(name if not names else "")
 
     def __str__(self) -> str:
-        counts = [f"{len(names):,} {reason} ({names[0]})" for reason, names in self.reasons.items()]
+        counts = [f"{counted(len(names), reason)} ({names[0]})" for reason, names in self.reasons.items()]
         more = [counted(len(counts) - _SHOWN, "more reasons")] if len(counts) > _SHOWN else []
         return ", ".join(counts[:_SHOWN] + more)
 
@@ -187,7 +187,7 @@ def _is_left_out(name: str, omitted: Omitted, pattern: str) -> bool:
         omitted.add(name, "hidden")
         return True
     if not has_text_suffix(parts[-1]):
-        omitted.add(name, "of other kinds")
+        omitted.add(name, f"{format_suffix(name)} files")
         return True
     if pattern and not fnmatchcase(name, pattern):
         omitted.add(name, "not included")

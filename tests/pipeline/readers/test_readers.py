@@ -456,7 +456,7 @@ def test_members_of_an_archive_are_read_and_others_left_out_with_a_word(tmp_path
     assert documents[0].file == f"{name}/novel/a.txt"
     assert rejects == []
     assert notes[-1] == (
-        f"{tmp_path / name}: left out 2 hidden (__MACOSX/._a.txt), 1 of other kinds (image.png), 1 a PDF (f.txt), "
+        f"{tmp_path / name}: left out 2 hidden (__MACOSX/._a.txt), 1 .png file (image.png), 1 a PDF (f.txt), "
         "1 empty (g.txt)"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == [name]
@@ -499,8 +499,8 @@ def test_archive_is_bounded_in_members_and_bytes(tmp_path: Path, monkeypatch: py
 
 
 def test_archive_without_a_readable_member_is_refused(tmp_path: Path) -> None:
-    path = file_of(tmp_path, "a.zip", zipped({"a.png": b"\x89PNG", "b.exe": b"MZ"}))
-    assert "no member can be read: 2 of other kinds (a.png)" in refused(path).message
+    path = file_of(tmp_path, "a.zip", zipped({"a.png": b"\x89PNG", "b.png": b"", "c.docx": b"PK"}))
+    assert "no member can be read: 2 .png files (a.png), 1 .docx file (c.docx)" in refused(path).message
 
 
 def test_names_in_gbk_are_decoded() -> None:
