@@ -50,6 +50,8 @@ _ZIP_MEMBERS = (
     (b"xl/", "an Excel file"),
     (b"ppt/", "a PowerPoint file"),
 )
+_ZIP_NAME = 30  # offset of the name of the first member
+_ZIP_FIRST = (b"mimetype", b"[Content_Types].xml", b"_rels/", b"docProps/", *(name for name, _ in _ZIP_MEMBERS))
 _ZIP_WINDOW = 1 << 16  # bytes in which the names of ZIP members are searched
 _HINTS = {
     "a PDF": "take its text out with `pdftotext FILE.pdf`, then read the .txt",
@@ -67,6 +69,8 @@ _HINTS = {
 def describe(head: bytes) -> str:
     """Return what a file is whose `head` is not text, as "a PDF"; "" if it has none of these magic numbers."""
     if head.startswith(b"PK\x03\x04"):
+        if not head.startswith(_ZIP_FIRST, _ZIP_NAME):  # else the names may be those of a file in the archive
+            return "a ZIP archive"
         return next((name for magic, name in _ZIP_MEMBERS if magic in head[:_ZIP_WINDOW]), "a ZIP archive")
     kind = next((kind for offset, magic, kind in _MAGIC_NUMBERS if head.startswith(magic, offset)), "")
     return kind or describe_pointer(head)

@@ -26,7 +26,7 @@ FORMATS = {  # suffixes of names, each also followed by .gz, .zst, .bz2 or .xz
     **dict.fromkeys((".html", ".htm", ".xhtml"), "html"),
     **dict.fromkeys((".srt", ".vtt", ".ass", ".ssa"), "subtitles"),
     **dict.fromkeys((".jsonl", ".ndjson", ".jl"), "jsonl"),
-    **{f".{name}": name for name in ("epub", "json", "csv", "tsv", "parquet", "arrow")},
+    **{f".{name}": name for name in ("epub", "docx", "json", "csv", "tsv", "parquet", "arrow")},
 }
 ARCHIVE = "archive"
 _ARCHIVES = {".zip": "zip", ".tar": "tar"}
@@ -51,8 +51,8 @@ _MAX_SCHEMA = 1 << 26  # bytes of the first message of an Arrow stream
 class FileKind:
     """Format of a file, and its containers.
 
-    format        "text", "html", "subtitles", "epub", "json", "jsonl", "csv", "tsv", "parquet", "arrow" or "archive";
-                  "" if its content cannot be read as text
+    format        "text", "html", "subtitles", "epub", "docx", "json", "jsonl", "csv", "tsv", "parquet", "arrow" or
+                  "archive"; "" if its content cannot be read as text
     compression   "zst", "gz", "bz2", "xz" or ""
     archive       "zip" or "tar" if it holds other files, else ""
     problem       why it cannot be read: "empty", "a PDF", "not text", "no text field"; "" if it can
@@ -91,7 +91,7 @@ def kind_of(name: str, head: bytes, *, is_complete: bool, compression: str = "")
         return FileKind(kind.format, compression, kind.archive, kind.problem)
     if is_complete and not head.removeprefix(_BOM).strip():
         return FileKind(FORMATS.get(suffix, "text"), compression, problem="empty")
-    format_name = FORMATS.get(suffix, "")
+    format_name = FORMATS.get(suffix, "").replace("docx", "")  # of which only the content is proof
     if format_name not in ("", "text", "html", "subtitles", "json"):
         return FileKind(format_name, compression)
     if suffix in _ARCHIVES:
@@ -147,6 +147,8 @@ def _by_magic_number(suffix: str, head: bytes) -> FileKind:
     if head.startswith(b"PK\x03\x04"):
         if suffix == ".epub" or any(mark in head for mark in _EPUB_MARKS):
             return FileKind("epub")
+        if suffix == ".docx" or (description == "a Word file" and b"[Content_Types].xml" in head):
+            return FileKind("docx")
         if description != "a ZIP archive":
             return FileKind("", problem=description)
         return FileKind(ARCHIVE, archive="zip")

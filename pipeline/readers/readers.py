@@ -17,8 +17,8 @@ from pipeline.readers import encoding as encodings
 from pipeline.readers.content import Content, ReadOptions, open_content
 from pipeline.readers.documents import Document, Note, OnReject, Reject, log_note
 from pipeline.readers.encoding import EncodingStats
+from pipeline.readers.formats import docx, subtitles
 from pipeline.readers.kinds import ARCHIVE, NO_FIELD, detect_kind
-from pipeline.readers.timed import subtitles
 from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Advance
 from pipeline.runtime.terminal import counted
@@ -131,6 +131,8 @@ def _items(content: Content, options: ReadOptions, ledger: Ledger, on_reject: On
             return iter([subtitles.without_times(document, content.label, options.note)])
         case "epub":
             return epub.read(content)
+        case "docx":
+            return iter([docx.read(content)])
         case "json":
             return json_values.read(content, options)
         case "csv" | "tsv":

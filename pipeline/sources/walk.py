@@ -384,8 +384,7 @@ def _nothing_left(folder: Path, left_out: Sequence[LeftOut], include: Sequence[s
         )
     names = [entry.name for entry in left_out if re.fullmatch(r"a \.\S+ file", entry.reason)][:_MAX_OPENED]
     suffixes = Counter(Path(name).suffix for name in names if _is_readable(folder / name))
-    kinds = ("txt", "md", *dict.fromkeys(kind for kind in FORMATS.values() if kind != "text"))
-    hint = f"name a folder with texts; these are read: {', '.join(f'.{kind}' for kind in kinds)}"
+    hint = f"name a folder with texts; these are read: {', '.join(FORMATS)}"
     if suffixes:
         suffix = suffixes.most_common(1)[0][0]
         hint = f'files of another suffix come in by --include, for example --include "*{suffix}"'

@@ -39,7 +39,7 @@ _T = TypeVar("_T")
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 _SUFFIXES = re.compile(  # of texts, archives and their compressions
-    r"(\.(txt|text|md|markdown|rst|x?html?|srt|vtt|ass|ssa|epub|jsonl?|ndjson|jl|[ct]sv|parquet|arrow"
+    r"(\.(txt|text|md|markdown|rst|x?html?|srt|vtt|ass|ssa|epub|docx|jsonl?|ndjson|jl|[ct]sv|parquet|arrow"
     r"|zst|gz|bz2|xz|zip|tar|tgz))+$",
     re.IGNORECASE,
 )

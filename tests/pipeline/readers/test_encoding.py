@@ -464,7 +464,7 @@ OTHER_KINDS = [
     (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a PDF"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(504), "an old Word file"),
     (b"{\\rtf1\\ansi\\deff0 hello}", "an RTF file"),
-    (zipped({"[Content_Types].xml": b"<a/>", "word/document.xml": b"<a/>"}), "a Word file"),
+    (zipped({"[Content_Types].xml": b"<a/>", "ppt/slides.xml": b"<a/>"}), "a PowerPoint file"),
     (zipped({"[Content_Types].xml": b"<a/>", "xl/workbook.xml": b"<a/>"}), "an Excel file"),
     (zipped({"mimetype": b"application/vnd.oasis.opendocument.text"}), "an OpenDocument file"),
     (gzip.compress(gzip.compress(BOOK.encode())), "gzip data"),

@@ -176,7 +176,7 @@ def test_archives_and_books(tmp_path: Path) -> None:
         (b" \n\t\n", "empty"),
         (b"%PDF-1.7\n%\xe2\xe3", "a PDF"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "a PNG image"),
-        (zip_bytes({"[Content_Types].xml": b"<a/>", "word/document.xml": b"<a/>"}), "a Word file"),
+        (zip_bytes({"[Content_Types].xml": b"<a/>", "xl/workbook.xml": b"<a/>"}), "an Excel file"),
         (b"\x7fELF\2\1\1" + bytes(100), "a program"),
         (bytes(range(256)) * 20, "not text"),
         (b"\0" * 5000, "not text"),
@@ -218,6 +218,7 @@ def test_suffix_is_found_in_any_case_and_without_compression() -> None:
 
 def test_names_that_a_folder_takes() -> None:
     taken = "a.txt A.TXT a.md.gz README a.jsonl.zst a.csv.XZ a.epub a.zip a.tar.gz a.tgz a.tar.zst part-0001 a.arrow"
+    taken += " a.docx a.srt"
     assert all(map(has_text_suffix, taken.split()))
-    refused = "a.py a.pdf a.docx .hidden .a.txt a.png a.py.gz Makefile.am"
+    refused = "a.py a.pdf a.doc .hidden .a.txt a.png a.py.gz Makefile.am"
     assert not any(map(has_text_suffix, refused.split()))

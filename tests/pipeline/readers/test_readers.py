@@ -499,8 +499,8 @@ def test_archive_is_bounded_in_members_and_bytes(tmp_path: Path, monkeypatch: py
 
 
 def test_archive_without_a_readable_member_is_refused(tmp_path: Path) -> None:
-    path = file_of(tmp_path, "a.zip", zipped({"a.png": b"\x89PNG", "b.png": b"", "c.docx": b"PK"}))
-    assert "no member can be read: 2 .png files (a.png), 1 .docx file (c.docx)" in refused(path).message
+    path = file_of(tmp_path, "a.zip", zipped({"a.png": b"\x89PNG", "b.png": b"", "c.doc": b"PK"}))
+    assert "no member can be read: 2 .png files (a.png), 1 .doc file (c.doc)" in refused(path).message
 
 
 def test_names_in_gbk_are_decoded() -> None:

@@ -273,7 +273,7 @@ def test_folder_of_images_and_binary_data_is_not_offered_include(folder: Path) -
     with pytest.raises(InputMissing, match=r"no text in this folder; left out 2 of 2 files") as caught:
         walk(folder)
     assert "--include" not in caught.value.hint
-    assert "these are read: .txt, .md, .html, .jsonl, .epub" in caught.value.hint
+    assert "these are read: .txt, .text, .md, .markdown, .rst, .html" in caught.value.hint
 
 
 def test_texts_of_other_suffixes_are_proposed_if_they_hold_more_than_is_read(folder: Path) -> None:

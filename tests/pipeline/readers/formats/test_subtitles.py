@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import BadData
+from pipeline.readers.formats.subtitles import text_of
 from pipeline.readers.kinds import detect_kind, has_text_suffix
 from pipeline.readers.readers import read_documents
-from pipeline.readers.timed.subtitles import text_of
 from pipeline.runtime.ledger import Ledger
 
 SUBRIP = (

@@ -1,0 +1,1 @@
+"""Readers of the formats of other programs: subtitles and Word documents."""
