@@ -142,6 +142,11 @@ def test_next_commands_are_valid(parent: str) -> None:
         cli.cli.commands[name].make_context(name, arguments)
 
 
+def test_next_commands_prefer_a_prompt_without_an_apostrophe() -> None:
+    recipe = Recipe("novel", DownloadSection("a.txt"), train=TrainSection(), sample=SampleSection(("It's he", "So it")))
+    assert next_commands("novel", recipe, Result(10, 100, 1000, "last", "best"))[0] == "sample novel 'So it'"
+
+
 def read_prompt(root: Path) -> str:
     """Return the prompt of the samples during the training, which must be the first of the recipe."""
     (prompt,) = {

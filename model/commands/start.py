@@ -312,7 +312,8 @@ def next_commands(name: str, recipe: Recipe, result: Result) -> tuple[str, ...]:
 
     if recipe.train.parent:
         return (f"chat {name}", f"serve {name}", f"export model {name} --to hf", f"start pairs.jsonl --from {name}")
-    prompt = shlex.quote(recipe.sample.prompts[0]) if recipe.sample.prompts else '""'
+    prompts = sorted(recipe.sample.prompts, key=lambda text: "'" in text)  # a quoted apostrophe is hard to read
+    prompt = shlex.quote(prompts[0]) if prompts else '""'
     longer = f"start --name {name} --minutes {training_summary.minutes(result)}  (train longer)"
     return (
         f"sample {name} {prompt}",
