@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 
 from benchmarks.gpu.claims import Figure, Skipped
-from benchmarks.gpu.machine import Machine, Training
+from benchmarks.gpu.machine import Machine, Training, zipf_ids
 from model.generation.engine import sample
 from model.generation.sampling import SampleOptions
 from model.network.cross_entropy import linear_cross_entropy
 from model.training import estimate
+from model.training.evaluate import ValidationSet, evaluate
 from pipeline.tokenizers import Integers
 
 _FREE = 1 << 30  # bytes that are left on a filled card
@@ -34,7 +35,7 @@ def estimated_peak(machine: Machine, name: str) -> Figure:
 
 
 def filled_card(machine: Machine) -> Figure:
-    """Fill the card to 1 GiB; return the micro-batch as a fraction of the usual, not a number if training fails."""
+    """Fill the card to 1 GiB; return the micro-batch as a fraction of the usual, not a number if a loss is not."""
     _require_cuda(machine)
     preset = machine.preset("qwen-8m", batch_size=512)
     usual = machine.execution(preset).micro_batch
@@ -45,7 +46,9 @@ def filled_card(machine: Machine) -> Figure:
     training = Training(preset, machine.device, execution)
     losses = training.losses(2)
     sample(training.learner.model, Integers(preset.model.vocab_size), [("", [1])], SampleOptions(max_tokens=8))
-    losses += training.losses(2)
+    validation = ValidationSet(zipf_ids(preset.model.vocab_size)[: 1 << 16].astype("<i8"), 1, 1)
+    evaluation = evaluate(training.learner.model, validation, machine.device, execution.precision)
+    losses += [evaluation.loss if evaluation else math.nan, *training.losses(2)]
     share = execution.micro_batch / usual if all(map(math.isfinite, losses)) else math.nan
     return Figure(share, "of the sequences at once", high=0.99, note=f"{execution.micro_batch} instead of {usual}")
 

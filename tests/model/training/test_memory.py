@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,8 +21,9 @@ from model.config import GPTConfig, TrainConfig
 from model.device import ExecutionConfig
 from model.network import cross_entropy
 from model.network.gpt import GPT
-from model.training import estimate
+from model.training import estimate, evaluate
 from model.training.distributed import World
+from model.training.evaluate import ValidationSet
 from model.training.learner import Learner
 
 CPU = torch.device("cpu")
@@ -114,6 +116,25 @@ def test_planned_memory_on_cuda_is_within_15_percent_of_the_traced_peak(
     peak = traced_peak(model, preset.train, "bf16", micro_batch) + moments
     planned = estimate.needed_bytes(model, preset.train, "bf16", micro_batch, kind="cuda")
     assert planned == pytest.approx(peak, rel=0.15)
+
+
+@pytest.mark.parametrize("preset_name", ["gpt2-124m", "fast-124m", "shuihu-fast", "small"])
+def test_evaluation_on_cuda_needs_no_more_memory_than_a_step(preset_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Than one of a single sequence, or 0.7 GB: so a training that fits into a nearly full GPU is also evaluated."""
+    as_on_cuda(monkeypatch)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, *arguments, **options: torch.empty_like(q))
+    monkeypatch.setitem(evaluate._BATCH_VALUES, "cpu", evaluate._BATCH_VALUES["cuda"])
+    monkeypatch.setattr(evaluate._Sums, "add", lambda sums, spans, losses: None)
+    monkeypatch.setattr(evaluate._Sums, "totals", lambda sums, world: (1.0, None, None))
+    preset = presets.get_preset(preset_name)
+    model = replace(preset.model, vocab_size=preset.model.vocab_size or 8000)
+    weights = 4 * model.parameters
+    step = estimate.needed_bytes(model, preset.train, "bf16", 1, kind="cuda")
+    moments = estimate.weight_bytes(model, preset.train) - 2 * weights
+    validation = ValidationSet(np.zeros(1 << 16, np.int64), 1, 1)
+    with FakeTensorMode(allow_non_fake_inputs=True), Storages() as storages:
+        evaluate.evaluate(GPT(model), validation, CPU, "bf16")
+    assert moments + storages.peak <= max(step, moments + weights + 700_000_000)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
