@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import math
 import os
 import re
@@ -87,11 +88,13 @@ def pick_device(name: str = "auto", report: Callable[[str], None] = lambda line:
     Raises BadConfig if this machine does not have the device. Also makes CPUs flush denormal numbers (below 1e-38) to
     zero, since products with them take a hundred times as long (benchmarks/NOTES.md). Threads inherit that setting
     when they start, so call this before torch starts any. Also lets the process keep the memory that it frees, and
-    silences torch's warning that RMSNorm is not fused under autocast.
+    silences torch where a user can do nothing about it.
     """
     torch.set_flush_denormal(True)
     _keep_freed_memory()
-    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
+    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # RMSNorm is not fused under autocast
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # precision=fp32 is not TF32
+    logging.getLogger("torch._inductor.utils").setLevel(logging.ERROR)  # a small GPU has no mode that is not used
     counts = {"cuda": _gpu_count(report), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     names = [kind for kind, count in counts.items() if count]
     if name == "auto":
@@ -141,7 +144,13 @@ def driver_problem() -> str:
 
 
 def _problem(device: torch.device) -> str:
-    """Return the first line of the error of a first computation on a device, "" if it works."""
+    """Return the first line of the error of a first computation on a device, "" if it works.
+
+    Of several processes on a machine each computes on a GPU of its own: even a small tensor takes 0.5 GB of a GPU.
+    """
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if device.type == "cuda" and device.index is None and 0 < rank < torch.cuda.device_count():
+        device = torch.device("cuda", rank)
     try:
         torch.ones(1, device=device).add(1).item()  # an allocation, a kernel, and the wait for its end
     except (RuntimeError, AssertionError) as error:  # no driver, no kernels for it, no memory left, not compiled in
@@ -200,7 +209,7 @@ def describe_gpus() -> list[str]:
         lines.append(
             f"{properties.name}, capability {properties.major}.{properties.minor}, {free / 1e9:.1f} of "
             f"{properties.total_memory / 1e9:.1f} GB free, driver {driver[1] if driver else 'unknown'}, torch for CUDA "
-            f"{torch.version.cuda}, {'bfloat16' if _has_fast_bfloat16(torch.device('cuda', index)) else 'no bfloat16'}"
+            f"{torch.version.cuda}, {'bfloat16' if has_bfloat16(torch.device('cuda', index)) else 'no bfloat16'}"
         )
     return lines
 
@@ -218,7 +227,7 @@ def pick_precision(device: torch.device, setting: str = "auto") -> str:
 
     Raises BadConfig for "bf16" on a GPU that has no instructions for it.
     """
-    if setting == "bf16" and device.type == "cuda" and not _has_fast_bfloat16(device):
+    if setting == "bf16" and device.type == "cuda" and not has_bfloat16(device):
         raise BadConfig(
             f"precision=bf16 needs bfloat16 instructions, and {torch.cuda.get_device_name(device)} has none",
             hint="--set precision=fp32, or auto",
@@ -226,6 +235,14 @@ def pick_precision(device: torch.device, setting: str = "auto") -> str:
     if setting != "auto":
         return setting
     return "bf16" if _has_fast_bfloat16(device) else "fp32"
+
+
+def has_bfloat16(gpu: torch.device) -> bool:
+    """True if a GPU has instructions for bfloat16: one of AMD, or of NVIDIA since Ampere.
+
+    Not torch.cuda.is_bf16_supported, which asks the current GPU: there may be others.
+    """
+    return bool(torch.version.hip) or torch.cuda.get_device_properties(gpu).major >= 8
 
 
 @functools.cache
@@ -236,7 +253,7 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
     timed.
     """
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return has_bfloat16(device)
     if device.type != "cpu" or not torch.cpu._is_avx512_bf16_supported():
         return False
     size = 512  # rows and columns: 2 ms per product

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.device import has_bfloat16
 from model.network.dropout import Dropout
 from model.network.gpt import GPT, Attention, FeedForward
 from pipeline.errors import BadConfig
@@ -45,7 +46,7 @@ def prepare_for_decoding(model: GPT, precision: str) -> GPT:
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return has_bfloat16(device)
     has_onednn: Callable[[], bool] = torch.backends.mkldnn.is_available
     return device.type == "cpu" and has_onednn() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

@@ -6,13 +6,16 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from model import device as devices
+from model.generation import quantization
 from pipeline.errors import BadConfig
 from tests.support.faults import ROOT
 from tests.support.gpu import use_gpu
@@ -86,11 +89,63 @@ def test_named_device_that_is_not_there_is_refused(name: str, monkeypatch: pytes
 
 
 def test_bfloat16_on_a_gpu_without_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_gpu(monkeypatch, name="Tesla T4", is_bf16_supported=lambda including_emulation=True: including_emulation)
+    use_gpu(monkeypatch, name="Tesla T4", get_device_properties=lambda device: SimpleNamespace(major=7))
     assert devices.pick_precision(CUDA) == "fp32"
     with pytest.raises(BadConfig, match="needs bfloat16 instructions, and Tesla T4 has none"):
         devices.pick_precision(CUDA, "bf16")
     devices._has_fast_bfloat16.cache_clear()
+
+
+def test_bfloat16_is_that_of_the_named_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one may be the current GPU."""
+    majors = {None: 7, 0: 7, 1: 8}
+    use_gpu(
+        monkeypatch,
+        is_available=lambda: True,
+        current_device=lambda: 0,
+        get_device_properties=lambda device: SimpleNamespace(major=majors[torch.device(device).index]),
+    )
+    second = torch.device("cuda:1")
+    assert (devices.pick_precision(CUDA), devices.pick_precision(second, "bf16")) == ("fp32", "bf16")
+    assert not quantization._multiplies_bfloat16(CUDA)
+    assert quantization._multiplies_bfloat16(second)
+    devices._has_fast_bfloat16.cache_clear()
+
+
+@pytest.mark.parametrize(("rank", "expected"), [("3", "cuda:3"), ("0", "cuda"), ("8", "cuda"), (None, "cuda")])
+def test_process_tries_the_gpu_of_its_own(rank: str | None, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight processes that try the first one take 4 GB of it."""
+    use_gpu(monkeypatch, device_count=lambda: 8)
+    if rank is None:
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+    else:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    tried: list[torch.device] = []
+
+    def ones(count: int, device: torch.device) -> torch.Tensor:
+        tried.append(device)
+        return torch.zeros(count)
+
+    monkeypatch.setattr(torch, "ones", ones)
+    assert devices.pick_device("cuda") == CUDA
+    assert tried == [torch.device(expected)]
+
+
+def test_torch_says_nothing_about_modes_that_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Large products of a small GPU, and TF32."""
+    from torch._inductor import compile_fx, utils
+
+    use_gpu(monkeypatch, is_available=lambda: True, get_device_capability=lambda: (8, 6))
+    properties = SimpleNamespace(multi_processor_count=28)  # of an RTX 3060
+    monkeypatch.setattr(utils.DeviceProperties, "create", lambda device: properties)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        devices.pick_device("cpu")
+        assert not utils.is_big_gpu.__wrapped__(CUDA)
+        compile_fx._warn_tf32_disabled.__wrapped__()
+    assert (caught, caplog.records) == ([], [])
 
 
 def test_memory_that_the_allocator_holds_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

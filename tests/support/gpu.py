@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ def use_gpu(monkeypatch: pytest.MonkeyPatch, name: str = "NVIDIA H100 80GB HBM3"
     defaults: dict[str, object] = {
         "device_count": lambda: 1,
         "get_device_name": lambda device=None: name,
-        "is_bf16_supported": lambda including_emulation=True: True,
+        "get_device_properties": lambda device=None: SimpleNamespace(major=9),
         "mem_get_info": lambda device=None: (8 << 30, 16 << 30),
         "memory_reserved": lambda device=None: 0,
         "memory_allocated": lambda device=None: 0,
