@@ -37,6 +37,12 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("host reads", "a step waits for one value of the device", speed.host_reads),
     Claim("resumption", "a killed training resumes to the same bits", commands.resumption),
     Claim(
+        "resumption, compiled",
+        "a killed training of a compiled network resumes to the same bits",
+        partial(commands.resumption, compile="yes"),
+        slow=True,
+    ),
+    Claim(
         "resumed losses", "without deterministic=true, to nearly the same losses", commands.nondeterministic_resumption
     ),
     Claim("SIGTERM", "a signal ends a training with everything saved", commands.termination),

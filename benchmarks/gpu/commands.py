@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from benchmarks.gpu.claims import Figure, Skipped
 from benchmarks.gpu.machine import Machine, greatest_difference
+from model.device import has_compiler
 from model.runs import run
 from model.training import metrics
 from pipeline.errors import InternalError
@@ -26,10 +27,15 @@ _PATIENCE = 300  # seconds for a command
 _STEPS, _SIGNAL_STEP = 60, 35
 
 
-def resumption(machine: Machine) -> Figure:
-    """Kill a training after 35 of 60 steps and resume it; count the tensors that differ from those of one go."""
+def resumption(machine: Machine, **settings: object) -> Figure:
+    """Kill a training after 35 of 60 steps and resume it; count the tensors that differ from those of one go.
+
+    A compiled one is compiled again, with an empty cache.
+    """
+    if settings.get("compile") == "yes" and not has_compiler():
+        raise Skipped("no C++ compiler")
     folder = Path(tempfile.mkdtemp(dir=machine.folder))
-    words = _training(machine, dropout=0.1, deterministic="true")
+    words = _training(machine, dropout=0.1, deterministic="true", **settings)
     expected = _finished(folder / "one", words)
     killed = _run(folder / "two", words, signal="KILL")
     if killed.returncode != -9:

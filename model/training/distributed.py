@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -249,9 +250,11 @@ def wrap(model: GPT, world: World, parallel: str) -> nn.Module:
         raise BadConfig("bigram embeddings can be trained by one process only", hint="--set bigrams=0")
     if parallel == "ddp":
         return DistributedDataParallel(model)
+    # Named, since by default it is of GPUs where there are any, also for processes that compute on the CPU.
+    mesh = init_device_mesh(model.embedding.weight.device.type, (world.size,))
     for block in model.blocks:
-        fully_shard(block)
-    fully_shard(model)  # in place: it changes the class of the model
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)  # in place: it changes the class of the model
     return model
 
 

@@ -68,8 +68,8 @@ class Learner:
     def use(self, execution: ExecutionConfig) -> None:
         """Use these settings from the next step on. Their precision must be that of the optimizers."""
         self.execution = execution
-        if self.device.type == "cuda":
-            devices.set_deterministic(execution.deterministic)
+        # A CPU repeats every operation bit for bit, but compiled ones only if they are told to.
+        devices.set_deterministic(execution.compiled if self.device.type == "cpu" else execution.deterministic)
         self._loss: Callable[..., Tensor] = self._wrapped
         if execution.compiled:
             self._loss = torch.compile(self._wrapped, dynamic=False)

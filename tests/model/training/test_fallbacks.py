@@ -13,7 +13,8 @@ from torch._inductor.exc import InvalidCxxCompiler
 from model import device as devices
 from model.config import GPTConfig, TrainConfig
 from model.device import ExecutionConfig
-from model.training import estimate, trial
+from model.network.gpt import GPT
+from model.training import distributed, estimate, trial
 from model.training.distributed import World
 from model.training.learner import Learner
 from pipeline.errors import BadConfig
@@ -84,3 +85,20 @@ def test_batch_beyond_the_memory_of_the_machine_is_refused(monkeypatch: pytest.M
         estimate.choose_execution(MODEL, TrainConfig(precision="fp32"), 10**9, CPU)
     assert f"{sequences:,} at most" in caught.value.hint
     assert estimate.choose_execution(MODEL, TrainConfig(precision="fp32"), sequences, CPU).execution.micro_batch >= 1
+
+
+def test_compiled_network_on_a_cpu_is_deterministic() -> None:
+    """Otherwise Inductor sums the gradient of the embedding by atomics of several threads."""
+    network = learner()
+    for is_compiled in (True, False):
+        network.use(ExecutionConfig("fp32", is_compiled, 8))
+        assert torch.are_deterministic_algorithms_enabled() == is_compiled
+
+
+def test_shards_are_on_the_device_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default torch would take GPUs, where there are any, for `--device cpu` too."""
+    meshes: list[object] = []
+    monkeypatch.setattr(distributed, "init_device_mesh", lambda kind, shape: (kind, shape))
+    monkeypatch.setattr(distributed, "fully_shard", lambda module, mesh=None: meshes.append(mesh))
+    distributed.wrap(GPT(MODEL), World(0, 2), "fsdp")
+    assert meshes == [("cpu", (2,))] * 2  # of a block, and of the rest
