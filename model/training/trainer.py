@@ -343,7 +343,7 @@ class Trainer:
 
     def _save(self, val_loss: float | None = None, *, required: bool = False) -> None:
         """Save a checkpoint, with the validation loss if it was just measured; roll back if a weight is not finite."""
-        if val_loss is None and self.checkpointer.saved_step == self.schedule.step:
+        if self.checkpointer.saved_step == self.schedule.step and val_loss is None:  # waits, and frees the last copy
             return  # saved already, perhaps with its validation loss
         if weight := self.learner.not_finite():
             self._roll_back(f"the weight {weight}")

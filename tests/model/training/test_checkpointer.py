@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import msgspec
 import pytest
@@ -19,6 +20,7 @@ from model.training.checkpointer import Checkpointer
 from model.training.distributed import World
 from model.training.learner import Learner
 from model.training.metrics import Metrics
+from model.training.trainer import Trainer
 from pipeline.tokens import counting
 from tests.support.training import (
     SAVE_EVERY_STEP,
@@ -113,3 +115,22 @@ def test_training_that_was_killed_while_a_thread_wrote_resumes_to_the_same_weigh
     killed = train(root, constants={**threaded, STEP: before_call(12, Learner.step, send(9))})
     assert killed.code == -9
     assert_resumes_to(root, expected)
+
+
+def test_checkpoint_is_written_before_the_next_one_is_copied() -> None:
+    """Pinned memory then holds one copy of weights and moments, not two."""
+    trainer, events = MagicMock(), list[str]()
+
+    class Checkpoints:
+        @property
+        def saved_step(self) -> int:
+            events.append("wait")
+            return 3
+
+        def save(self, *arguments: object, **options: object) -> None:
+            events.append("save")
+
+    trainer.checkpointer, trainer.learner.not_finite.return_value = Checkpoints(), ""
+    trainer.learner.state_tensors.side_effect = lambda: events.append("copy")
+    Trainer._save(trainer, 1.0)
+    assert events == ["wait", "copy", "save"]
