@@ -79,7 +79,7 @@ def measure_step(
     if is_compiled:
         return seconds, time.monotonic() - start
     total = min(60 * config.minutes or config.steps * seconds, steps * seconds)
-    if not compiles or world.broadcast(total) < _MIN_COMPILED:
+    if not compiles or world.broadcast(total) <= _MIN_COMPILED:
         return seconds, 0.0
     eager, start = learner.execution, time.monotonic()
     report(COMPILING)

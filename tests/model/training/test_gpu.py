@@ -128,7 +128,7 @@ def test_deterministic_setting_reaches_torch_and_the_checkpoint(monkeypatch: pyt
 @pytest.mark.parametrize(("precision", "missing"), [("auto", True), ("fp32", False)])
 def test_plan_names_a_gpu_that_computes_in_fp32(precision: str, missing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless the user wants that."""
-    use_gpu(monkeypatch, name="Tesla T4", is_bf16_supported=lambda including_emulation=True: including_emulation)
+    use_gpu(monkeypatch, name="Tesla T4", get_device_properties=lambda device: SimpleNamespace(major=7))
     train = TrainConfig(precision=precision, compile="no")
     plan = estimate.choose_execution(MODEL, train, 8, CUDA)
     assert plan.execution.precision == "fp32"
@@ -188,6 +188,7 @@ class Compiler:
     ("steps", "compiled_seconds", "is_compiled", "attempts", "line"),
     [
         (100, 0.5, False, 0, ""),  # 100 s without compiling
+        (300, 0.5, False, 0, ""),  # of the default length, five minutes
         (1000, 0.5, True, 1, ""),
         (1000, 1.5, False, 1, "which makes a trial pass slower"),
         (1000, None, False, 1, "cannot be compiled"),
