@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.claims import Figure, Skipped
 from benchmarks.gpu.machine import Machine, Training, greatest_difference, sampler_of
+from model import device as devices
 from model.device import ExecutionConfig
 from model.generation import quantization
 from model.generation.engine import sample
@@ -45,6 +46,8 @@ def parity(machine: Machine, name: str, steps: int = _STEPS) -> Figure:
 def bfloat16(machine: Machine) -> Figure:
     """Compare the mean losses of the last tenth of a training in bfloat16 and in fp32."""
     preset = machine.preset("shuihu-fast")
+    if machine.is_gpu and devices.pick_precision(machine.device) != "bf16":
+        raise Skipped("no bfloat16")
     means = []
     for precision in ("fp32", "bf16"):
         losses = Training(preset, machine.device, ExecutionConfig(precision, False, preset.train.batch_size)).losses(
@@ -81,9 +84,7 @@ def graphs(machine: Machine, name: str) -> Figure:
 
 
 def _require_compiler() -> None:
-    from model.device import has_compiler
-
-    if not has_compiler():
+    if not devices.has_compiler():
         raise Skipped("no C++ compiler")
 
 
