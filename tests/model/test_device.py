@@ -139,7 +139,7 @@ def test_torch_says_nothing_about_modes_that_are_not_used(
 
     use_gpu(monkeypatch, is_available=lambda: True, get_device_capability=lambda: (8, 6))
     properties = SimpleNamespace(multi_processor_count=28)  # of an RTX 3060
-    monkeypatch.setattr(utils.DeviceProperties, "create", lambda device: properties)
+    monkeypatch.setattr("torch._inductor.utils.DeviceProperties.create", lambda device: properties)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         devices.pick_device("cpu")
