@@ -1,8 +1,8 @@
 """Split a stream of JSON lines into units and chunks by byte offset alone.
 
-A *unit* is the lines that begin in one 256 MiB range of a file's decompressed text. It is written as one segment, and
-is the most that a killed run loses. A *chunk* is the lines that begin in one 4 MiB range; a worker encodes one at a
-time. Both boundaries depend only on the input, and no JSON is parsed to find them.
+A *unit* is the lines that begin in one 256 MiB range of a file's decompressed text. It is written as one segment; a
+killed run loses at most one unit. A *chunk* is the lines that begin in one 4 MiB range; a worker encodes one at a time.
+Both boundaries depend only on the input, and no JSON is parsed to find them.
 
 A line above 8 MiB is a chunk of its own. Its text is decoded and encoded in parts that end at a boundary of the
 tokenizer, so that the complete decoded text is never in memory (benchmarks/NOTES.md has the figures).
@@ -42,7 +42,7 @@ class Chunk:
 
 
 def split_chunks(blocks: Iterator[bytes]) -> Iterator[Chunk]:
-    """Yield the chunks of a text that arrives in blocks of any size. Holds one chunk or one long line at a time."""
+    """Yield the chunks of a text that arrives in blocks of any size. One chunk or long line is in memory at a time."""
     buffer = bytearray()
     start = 0  # offset of buffer[0] in the text
     searched = 0  # bytes of the buffer already searched for the end of the chunk

@@ -16,13 +16,13 @@ DEDUP = ("no", "exact")
 class TokenizeOptions(msgspec.Struct, frozen=True):
     """Options of the stage `tokenize`.
 
-    `val_fraction` is the fraction of the text held out, chosen by a hash; None means that of the generation before, or
-    at first 0.05, or 0 with a validation corpus. `val_split` "document" or "stretch" says what is held out; "auto" does
-    as the generation before, or chooses (survey.py). `allow_overlap` accepts a validation corpus even if most of it is
-    trained on too, and `allow_unknown` a text with more than 5 % unknown characters. `max_documents`
-    limits the training files and the validation files separately; 0 sets no limit. `text_fields` names the fields that
-    hold the text of a record; () chooses one. `dedup` "exact" keeps the first of equal texts in input order and takes
-    about 110 bytes of memory per document.
+    `val_fraction` is the fraction of the text to hold out, chosen by a hash. None takes the fraction of the previous
+    generation; the first generation takes 0.05, or 0 with a validation corpus. `val_split` is what is held out,
+    "document" or "stretch"; "auto" takes the mode of the previous generation, and for the first one survey.py chooses.
+    `allow_overlap` accepts a validation corpus even if most of it is trained on too, and `allow_unknown` a text with
+    more than 5 % unknown characters. `max_documents` limits the training files and the validation files separately; 0
+    sets no limit. `text_fields` names the fields that hold the text of a record; () chooses one. `dedup` "exact" keeps
+    the first of equal texts in input order and takes about 110 bytes of memory per document.
     """
 
     format: str = "memmap"

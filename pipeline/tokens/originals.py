@@ -2,8 +2,8 @@
 
     val-00000-0000.text.zst    JSON lines {"start", "stop", "text"}: the ids [start, stop) of the segment, of this text
 
-Bits per character are over the original text. So where a tokenizer has unknown characters or a normalizer, the text of
-these ids is kept; all other ids decode to theirs.
+Bits per character are over the original text. With unknown characters or a normalizer, some ids decode to another text;
+for these ids the original is kept. All other ids decode to their original text.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def encode_original(start: int, stop: int, text: str) -> bytes:
 
 
 def has_originals(store: TokenStore) -> bool:
-    """Return True if the ids of some validation document decode to another text than it has."""
+    """Return True if the ids of at least one validation document do not decode to its text."""
     return any(record.name.endswith(SUFFIX) for record in store.artifact.manifest.files)
 
 
@@ -48,7 +48,7 @@ def validation_documents(store: TokenStore) -> Iterator[tuple[np.ndarray, str]]:
     Raises BadData if the file of original texts is damaged.
     """
     names = {record.name for record in store.artifact.manifest.files}
-    begin = 0  # of the segment in the split
+    begin = 0  # index of the first id of the segment in the split
     for segment in segment_names(store.artifact, "val"):
         name, start = f"{segment}{SUFFIX}", 0
         originals = _read(store.artifact.file(name)) if name in names else iter(())
@@ -66,8 +66,10 @@ def validation_documents(store: TokenStore) -> Iterator[tuple[np.ndarray, str]]:
 
 
 def _text_of(store: TokenStore, ids: np.ndarray, start: int, originals: list[Original]) -> str:
-    """Return the text of a document that begins at id `start` of its segment: what its ids decode to, but for the
-    originals of some of them."""
+    """Return the text of a document that begins at id `start` of its segment.
+
+    Ids that one of the `originals` covers have that text; all others are decoded.
+    """
     decode, texts, position = store.tokenizer.decode, [], start
     for original in originals:
         texts += [decode(ids[position - start : original.start - start].tolist()), original.text]

@@ -1,4 +1,4 @@
-"""Documents that are both trained on and validated on: a loss on them shows memory, not learning."""
+"""Documents that are both trained on and validated on: a low loss on them may be memorization."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from pipeline.errors import BadData
 from pipeline.store import files
 from pipeline.tokens.split import DIGEST_BYTES
 from pipeline.tokens.survey import SurveyedDocument
-from pipeline.tokens.worker import PRINT_CHARACTERS, print_of
+from pipeline.tokens.worker import CHECKSUM_CHARACTERS, checksum_of
 
 
 class Overlap:
-    """The texts of the validation documents, by their hash and numbered in input order, and those trained on too.
+    """Number the distinct validation texts, by hash and in input order, and count the documents that are trained on.
 
-    `prints` are checksums of the texts, by which workers select the documents to hash. `count` is the number of
+    `checksums` are those of the texts: a worker hashes only documents with one of them. `count` is the number of
     validation documents whose text is trained on, `documents` the number of all validation documents.
     """
 
     def __init__(self, documents: Iterable[SurveyedDocument], *, allow: bool) -> None:
         self._allow = allow
         self._numbers: dict[bytes, int] = {}
-        self._copies: list[int] = []  # validation documents with the text of each number
+        self._copies: list[int] = []  # number of validation documents with each text, by the number of the text
         self._seen: set[int] = set()
         self.count = self.documents = 0
-        prints = set()
+        checksums = set()
         for document in documents:
             self.documents += 1
-            prints.add(_print_of_document(document))
+            checksums.add(_checksum_of_document(document))
             number = self._numbers.setdefault(document.digest()[:DIGEST_BYTES], len(self._copies))
             if number == len(self._copies):
                 self._copies.append(0)
             self._copies[number] += 1
-        self.prints = frozenset(prints)
+        self.checksums = frozenset(checksums)
 
     def save(self, path: Path) -> None:
-        """Write the hashes and prints, with which other nodes number the texts."""
-        files.write_file(path, msgspec.msgpack.encode(([*self._numbers], [*self.prints])))
+        """Write the hashes and checksums for other nodes, which number the texts by them."""
+        files.write_file(path, msgspec.msgpack.encode(([*self._numbers], [*self.checksums])))
 
     @classmethod
     def load(cls, path: Path) -> Overlap:
-        """Read what `save` wrote. Texts are numbered as before; `count` and `documents` are not those of the text."""
-        digests, prints = msgspec.msgpack.decode(path.read_bytes(), type=tuple[list[bytes], frozenset[int]])
+        """Read what `save` wrote. Texts keep their numbers; `count` and `documents` stay 0."""
+        digests, checksums = msgspec.msgpack.decode(path.read_bytes(), type=tuple[list[bytes], frozenset[int]])
         overlap = cls((), allow=True)
         overlap._numbers = {digest: number for number, digest in enumerate(digests)}
-        overlap._copies, overlap.prints = [0] * len(digests), prints
+        overlap._copies, overlap.checksums = [0] * len(digests), checksums
         return overlap
 
     def numbers_of(self, digests: Iterable[bytes]) -> list[int]:
@@ -66,10 +66,10 @@ class Overlap:
             )
 
 
-def _print_of_document(document: SurveyedDocument) -> int:
+def _checksum_of_document(document: SurveyedDocument) -> int:
     beginning, characters = "", 0
     for block in document.blocks():
-        if characters < PRINT_CHARACTERS:
-            beginning += block[:PRINT_CHARACTERS]
+        if characters < CHECKSUM_CHARACTERS:
+            beginning += block[:CHECKSUM_CHARACTERS]
         characters += len(block)
-    return print_of(beginning, characters)
+    return checksum_of(beginning, characters)

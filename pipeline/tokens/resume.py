@@ -75,8 +75,8 @@ def complete_units(
     """Yield the records of the units that an earlier run completed, up to the first that is missing or damaged.
 
     `path_of` maps the name of a published file to its path in the draft. Units that were taken over, from another
-    generation or another node, do not depend on earlier units, so they count even after a damaged one. Units whose stem
-    is in `verified` count without a look at their files. With `file`, only the units of that file count.
+    generation or another node, do not depend on earlier units, so they count even after a damaged one. The files of
+    units whose stem is in `verified` are not checked. With `file`, only the units of that file count.
     """
     previous, following = "", (0, 0)
     for path in sorted(scratch.glob("unit-*.json" if file is None else f"unit-{file:05d}-*.json")):

@@ -1,4 +1,4 @@
-"""Changes to a text by encoding and decoding it: unknown characters, and characters that a normalizer rewrites."""
+"""Differences between a text and what its ids decode to: unknown characters, and those that a normalizer rewrites."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import numpy as np
 from pipeline.tokenizers.sentencepiece import SentencePiece
 from pipeline.tokenizers.tokenizer import FlatIds, Tokenizer, Unencodable, code_points
 
-_UNTESTED, _SAME, _REWRITTEN, _LOST = range(4)  # states of a character; a lost one is encoded as nothing at all
+_UNTESTED, _SAME, _REWRITTEN, _LOST = range(4)  # states of a character; a lost one has no ids
 _CODE_POINTS = 0x110000
-_ANCHORS = "a的0一xA。"  # characters between which another one is tested: the ends of a text have rules of their own
+# A character is tested between two equal ones of these, because tokenizers treat the ends of a text differently.
+_ANCHORS = "a的0一xA。"
 _SPACES = re.compile(" {2,}")
 
 
@@ -100,7 +101,7 @@ class Roundtrip:
         return lost, rewritten
 
     def _test(self, code: int) -> int:
-        """Return the state of a character, and remember what it becomes. An unknown one counts as the same."""
+        """Return the state of a character, and record its rewrite, if any. An unknown character is _SAME."""
         character = chr(code)
         try:
             ids = self._tokenizer.encode(character)
@@ -117,7 +118,7 @@ class Roundtrip:
         return _REWRITTEN
 
     def _between(self, text: str) -> str:
-        """Return what a text inside another one decodes to."""
+        """Return what `text` decodes to if it is encoded between two anchors."""
         anchor = self._anchor
         return self._decoded(anchor + text + anchor).removeprefix(anchor).removesuffix(anchor)
 
@@ -129,7 +130,7 @@ class Roundtrip:
 
 
 def roundtrip_of(tokenizer: Tokenizer) -> Roundtrip | None:
-    """Return the comparison for a tokenizer, which a process makes once; None if every text decodes to itself."""
+    """Return the comparison for a tokenizer, None if every text decodes to itself. A process creates it once."""
     if tokenizer.unknown_id is None and not tokenizer.normalizes and tokenizer.kind != SentencePiece.kind:
         return None
     return _cached(_ByFingerprint(tokenizer))

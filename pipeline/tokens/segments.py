@@ -71,8 +71,8 @@ class SegmentWriter:
     def append(self, ids: np.ndarray, lengths: np.ndarray, offsets: np.ndarray, mask: np.ndarray | None = None) -> None:
         """Append ids in the segment's dtype, and the `mask` of those of conversations as uint8.
 
-        `lengths` (in tokens, end-of-text included) and `offsets` (in the source) are those of the documents that end
-        in these ids. A document may take several calls; its length and offset come with the last.
+        `lengths` (in tokens, end-of-text included) and `offsets` (in the source) have one entry for each document that
+        ends in these ids. A document may take several calls; the last one passes its length and offset.
         """
         self._out.write(np.ascontiguousarray(ids).view(np.uint8).data)
         if self._mask and mask is not None:
@@ -163,9 +163,9 @@ def memmap_ids(path: Path, dtype: str) -> np.ndarray:
 
 
 class IdsFile:
-    """The ids of a .bin file, which is not open: `np.asarray` maps it into memory, a slice is read from it.
+    """The ids of a .bin file that is opened only while it is read: `np.asarray` maps it, a slice reads from it.
 
-    An open map takes a file descriptor, and a store may have more files than a process may open.
+    A map keeps a file descriptor open, and a store may have more files than a process may open.
     """
 
     def __init__(self, path: Path, dtype: str) -> None:

@@ -26,8 +26,9 @@ from pipeline.runtime.terminal import counted
 
 MODES = ("auto", "document", "stretch")
 DIGEST_BYTES = 16
-FEWEST_CHARACTERS = 200  # of validation text for a verdict: the bits per character of fewer are wrong by 0.2 and more
-_LITTLE, _LONG = 1_000, 20_000  # characters: held out, too few to judge a model by; trained on, so that more could be
+FEWEST_CHARACTERS = 200  # of validation text to judge a model by; with fewer, bits per character are off by 0.2 or more
+_LITTLE = 1_000  # characters of validation text below which a warning is printed,
+_LONG = 20_000  # if more characters than this are trained on, some of which could be held out
 _UTF8 = 4  # bytes of a character, at most
 _HASHES = 1 << 64  # number of values that the first eight bytes of a hash have
 # Where a text without line ends is cut: after a blank, or after a Chinese full stop, exclamation or question mark.
@@ -35,10 +36,10 @@ _BLANK_OR_STOP = re.compile(rb"[ \t]|\xe3\x80\x82|\xef\xbc[\x81\x9f]")
 
 
 class SplitRule(msgspec.Struct, frozen=True):
-    """The way text is divided; part of the key and of the manifest's options as `split`.
+    """Rule that divides text; part of the key, and of the manifest's options as `split`.
 
-    `size` is that of a stretch in bytes, 0 for documents. What has a hash, of 64 bits, below `threshold` is held out:
-    about `fraction` of the text.
+    `size` is the size of a stretch in bytes, 0 for documents. Documents or stretches with a 64-bit hash below
+    `threshold` are held out: about `fraction` of the text.
     """
 
     mode: str
@@ -100,7 +101,7 @@ def drawn_stretches(blocks: Iterable[str], rule: SplitRule) -> Iterator[tuple[st
 
 
 def stretches(blocks: Iterable[str], size: int) -> Iterator[bytes]:
-    """Yield the stretches of a document that arrives in blocks, in UTF-8. Holds one block and one stretch."""
+    """Yield the stretches of a document that arrives in blocks, in UTF-8. One block and one stretch are in memory."""
     buffer = b""
     for block in blocks:
         buffer += block.encode()
@@ -163,7 +164,7 @@ def rule_of(options: Mapping[str, Any]) -> SplitRule | None:
 
 
 def warning_of(rule: SplitRule | None, counts: Mapping[str, Any]) -> str:
-    """Return what to say if a text that is long enough has little held out, "" if it has not."""
+    """Return a warning if little of a long text is held out, else ""."""
     held_out, trained_on = counts["val_characters"], counts["train_characters"]
     if not rule or rule == MARKED or held_out >= _LITTLE or trained_on <= _LONG:
         return ""
@@ -178,7 +179,7 @@ _NOUNS = {"chat": "conversations", "preferences": "preference pairs"}
 
 
 def summary(options: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
-    """Say in a phrase what is held out, from the options and counts of a tokens manifest."""
+    """Describe in a phrase what is held out, from the options and counts of a tokens manifest."""
     characters = counts["train_characters"] + counts["val_characters"]
     share = f"({100 * counts['val_characters'] / max(characters, 1):.1f} %)"
     count, noun = counts["val_documents"], _NOUNS.get(options.get("chat", ""), "documents")

@@ -84,7 +84,7 @@ class TokenizeInputs:
 
     @property
     def has_marks(self) -> bool:
-        """True if some records of the corpora say that they are for validation."""
+        """True if some records of the corpora are marked for validation."""
         return any(file.corpus.manifest.counts.get("held_out") for file in self.train if file.corpus)
 
     def check_fraction(self, val_fraction: float | None) -> None:
@@ -110,7 +110,7 @@ def gather_inputs(
 ) -> TokenizeInputs:
     """Return the files of `corpora` and of the validation corpora `val`; `deep` hashes every byte again.
 
-    Of folders, `include`, `exclude` and `text_fields` choose the files. What is left out is reported.
+    `include`, `exclude` and `text_fields` choose files of folders. The files that are left out are reported.
     """
     named, named_val = (
         source_inputs.gather_inputs(
@@ -132,10 +132,10 @@ def gather_inputs(
 def assign_splits(
     named: Sequence[InputFile], named_val: Sequence[InputFile], *, allow_overlap: bool = False
 ) -> TokenizeInputs:
-    """Divide files into training and validation: `named_val` validate, or else the files their source marks "val".
+    """Divide files: `named_val` are for validation; without them, the files that their source marks "val" are.
 
-    Files marked "test" are left out, and files marked "val" if `named_val` is given, unless no others are named. Of
-    files with the same content, the first counts. Raises BadConfig for a file in both splits, unless `allow_overlap`.
+    Files marked "test", and "val" beside `named_val`, are left out, unless no file remains to train on. Of files with
+    the same content, the first counts. Raises BadConfig for a file in both splits, unless `allow_overlap`.
     """
     train = [file for file in named if file.split in ("", "train")]
     val = list(named_val) or [file for file in named if file.split == "val"]
@@ -164,8 +164,8 @@ def _distinct(entries: Sequence[InputFile]) -> list[InputFile]:
 def split_rule(root: Path | None, name: str, inputs: TokenizeInputs, options: TokenizeOptions) -> SplitRule | None:
     """Return the rule that divides the text of the inputs, None if nothing is held out of it.
 
-    With `root`, the current generation of the tokens `name` hands down its rule. Raises BadData if the text is too
-    short to be divided.
+    With `root`, the rule of the current generation of the tokens `name` is used again if possible. Raises BadData if
+    the text is too short to be divided.
     """
     inputs.check_fraction(options.val_fraction)
     if inputs.val or options.val_fraction == 0:
@@ -302,7 +302,7 @@ class _Work:
 
     @property
     def is_deduplicated(self) -> bool:
-        """True if a validation document that is trained on too is dropped, as is any other repeated text."""
+        """True if repeated texts are dropped, among them validation documents that are trained on too."""
         return self.options.dedup == "exact"
 
     @functools.cached_property

@@ -29,13 +29,12 @@ from pipeline.tokens.split import (
 )
 from pipeline.tokens.tasks import DocumentFilter
 
-FEW_DOCUMENTS = 50  # fewer are divided into stretches
-LARGE_SHARE = 5  # also if one document holds more than one in this number of the bytes
-_COUNTED_BYTES = 8 << 20  # of documents that are counted, if
-_COUNTED_DOCUMENTS = 250  # at least this many documents are in it
+FEW_DOCUMENTS = 50  # a text of fewer documents is divided into stretches,
+LARGE_SHARE = 5  # and so is one of which a document has more than 1 / LARGE_SHARE of the bytes
+_COUNTED_BYTES, _COUNTED_DOCUMENTS = 8 << 20, 250  # counting ends once both are reached
 _LARGEST, _SMALLEST, _TINIEST = 64 << 10, 4 << 10, 64  # bytes of a stretch
-_STRETCHES = 400  # at least, if they are not smaller than _SMALLEST then
-_FEWEST_STRETCHES = 20  # at least, if they are not smaller than _TINIEST then
+_STRETCHES = 400  # minimum number, unless stretches would be smaller than _SMALLEST
+_FEWEST_STRETCHES = 20  # minimum number, unless stretches would be smaller than _TINIEST
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ class Documents:
 def stored_rule(root: Path, name: str) -> SplitRule | None:
     """Return the rule of the current generation of some tokens, or of the newest one that can be read.
 
-    None if the marks of conversations decided there, which say nothing about others.
+    None if that generation was divided by the marks of its conversations, which other conversations do not have.
     """
     shelf = root / "tokens" / name
     for key in (current_key(shelf), *reversed(generation_keys(shelf))):
@@ -149,8 +148,8 @@ def choose_rule(documents: Documents, mode: str, fraction: float, stored: SplitR
     """Return the rule to divide documents by. `mode` is "auto", "document" or "stretch".
 
     The `stored` rule of the earlier generation decides mode and size, unless `mode` differs from it or it cannot
-    divide this text at all. The threshold is raised or lowered so far that both splits have some text. The inputs and
-    the options alone decide the result. Raises BadData if the text is too short to be divided.
+    divide this text. If the threshold leaves a split empty, it is moved until both splits have text. The result depends
+    only on the inputs, the options and `stored`. Raises BadData if the text is too short to be divided.
     """
     if stored and mode in ("auto", stored.mode):
         threshold = stored.threshold if stored.fraction == fraction else threshold_of(fraction)
@@ -170,7 +169,7 @@ def choose_rule(documents: Documents, mode: str, fraction: float, stored: SplitR
 
 
 def _choose_mode(documents: Documents, mode: str) -> tuple[str, int]:
-    """Return the mode, and the bytes of the documents as far as they were counted."""
+    """Return the mode, and the number of bytes counted so far, which may be fewer than the documents have."""
     count, size, largest = 0, 0, 0
     for own in () if mode == "document" else documents.sizes():
         count, size, largest = count + 1, size + own, max(largest, own)
@@ -200,15 +199,15 @@ def _stretch_size(documents: Documents, size: int) -> int:
 
 
 def is_divisible(text: str, fraction: float) -> bool:
-    """Return whether a text that is one document is long enough to hold `fraction` of it out."""
+    """Return True if `fraction` of a text that is one document can be held out: False if the text is too short."""
     rule = SplitRule("stretch", _TINIEST, threshold_of(fraction), fraction)
     return _settle(rule, [SurveyedDocument(text)]) is not None
 
 
 def _settle(rule: SplitRule, documents: Iterable[SurveyedDocument]) -> SplitRule | None:
-    """Return the rule with its threshold moved as far as both splits need, None if the text has fewer than two hashes.
+    """Return the rule with a threshold that leaves no split empty, None if the text has fewer than two hashes.
 
-    Reads until there is text on both sides. Without any documents, nothing needs to be moved.
+    The documents are read until both splits have text. Without any documents, the rule is returned unchanged.
     """
     smallest, largest = 1 << 64, -1
     for document in documents:

@@ -22,8 +22,8 @@ from pipeline.tokens.split import SplitRule, warning_of
 
 _WARNED, _REFUSED = 0.001, 0.05  # fractions of unknown characters
 _SHOWN_REWRITES = 10
-_SHOWN_UNKNOWN, _SAMPLE = 8, 1_000_000  # characters: unknown ones in a warning, and those searched for them
-_SCRIPT_RATIO = 10  # characters of one script in a vocabulary, for one of the other
+_SHOWN_UNKNOWN, _SAMPLE = 8, 1_000_000  # unknown characters in a warning; characters of text that are searched for them
+_SCRIPT_RATIO = 10  # a vocabulary with so many characters of one script for each of the other is of that script
 
 
 def content_of(
@@ -116,7 +116,7 @@ def _empty_split(split: str, ledger: Ledger) -> BadData:
 
 
 def has_some_unknown(counts: Mapping[str, Any]) -> bool:
-    """Return True if so many characters are unknown that a warning says so."""
+    """Return True if more than 0.1 % of the characters are unknown, enough for a warning."""
     return unknown_share(counts) > _WARNED
 
 
@@ -171,7 +171,7 @@ def script_of(tokenizer: Tokenizer) -> str:
 
 
 def warnings_of(counts: Mapping[str, Any], rule: SplitRule | None = None) -> list[str]:
-    """Return what to say about tokens: little is held out by the `rule`, or ids do not decode to the text."""
+    """Return the warnings about tokens: little text is held out by the `rule`, or ids do not decode to the text."""
     lines = [warning] if (warning := warning_of(rule, counts)) else []
     if has_some_unknown(counts):
         lines.append(f"warning: {describe_unknown(counts)}{_examples(counts)}: they are not in {counts['tokenizer']}")

@@ -27,7 +27,7 @@ from pipeline.tokens.split import Piece, digest_of, pieces
 from pipeline.tokens.tasks import TokenizeTask
 
 _CHECK_EVERY = 1000
-PRINT_CHARACTERS = 64  # of a text that its print covers, beside its length
+CHECKSUM_CHARACTERS = 64  # characters that the print of a text covers, together with its length
 _CHECK_LENGTH = 1 << 16  # characters: only the beginning of a longer document is compared, which bounds the time
 
 
@@ -78,10 +78,10 @@ class Encoded:
         self.rejects.append(reject)
 
 
-def encode(tokenizer: Tokenizer, task: TokenizeTask, val_prints: AbstractSet[int] = frozenset()) -> Encoded:
+def encode(tokenizer: Tokenizer, task: TokenizeTask, val_checksums: AbstractSet[int] = frozenset()) -> Encoded:
     """Encode one task. A document that the fast and the reference encoder encode differently is a fault.
 
-    `val_prints` are the prints of the validation documents: a training document with one of them gets its digest.
+    `val_checksums` are the checksums of the validation documents: a training document with one of them gets its digest.
     """
     result = Encoded(fault=task.fault)
     try:
@@ -90,7 +90,7 @@ def encode(tokenizer: Tokenizer, task: TokenizeTask, val_prints: AbstractSet[int
         elif task.long:
             _encode_parts(tokenizer, task, result)
         elif not task.fault:
-            _encode_lines(tokenizer, task, val_prints, result)
+            _encode_lines(tokenizer, task, val_checksums, result)
     except BadData as error:
         result.fault = error
     return result
@@ -110,12 +110,12 @@ def document_digests(task: TokenizeTask) -> list[bytes]:
     return [digest_of(text) for text, set_name in texts if not spec.filter.drop_reason(len(text), set_name)]
 
 
-def print_of(beginning: str, characters: int) -> int:
+def checksum_of(beginning: str, characters: int) -> int:
     """Return a 32-bit checksum of the beginning and the length of a text, much cheaper than its digest."""
-    return zlib.crc32(beginning[:PRINT_CHARACTERS].encode(), characters & 0xFFFFFFFF)
+    return zlib.crc32(beginning[:CHECKSUM_CHARACTERS].encode(), characters & 0xFFFFFFFF)
 
 
-def _encode_lines(tokenizer: Tokenizer, task: TokenizeTask, val_prints: AbstractSet[int], result: Encoded) -> None:
+def _encode_lines(tokenizer: Tokenizer, task: TokenizeTask, val_checksums: AbstractSet[int], result: Encoded) -> None:
     spec = task.spec
     by_split: dict[str, list[_Row]] = {}
     rows = jsonl.decode_lines(bytes(task.lines), spec.file, task.offset, result.ledger, result.rejects.append)
@@ -126,7 +126,7 @@ def _encode_lines(tokenizer: Tokenizer, task: TokenizeTask, val_prints: Abstract
         if reason := spec.filter.drop_reason(len(text), set_name):
             result.drop(Reject(spec.file, line, offset, reason, text[:EXCERPT_CHARACTERS]), len(text))
             continue
-        may_overlap = bool(val_prints) and spec.split == "train" and print_of(text, len(text)) in val_prints
+        may_overlap = bool(val_checksums) and spec.split == "train" and checksum_of(text, len(text)) in val_checksums
         digest = digest_of(text) if spec.needs_digest or may_overlap else b""
         if spec.chat:
             _add_conversations(task, _Row(text, offset, line, set_name, digest), by_split, result)
@@ -156,7 +156,7 @@ class _Row:
 
 
 def _add_conversations(task: TokenizeTask, row: _Row, by_split: dict[str, list[_Row]], result: Encoded) -> None:
-    """Add the conversation of a line, or the two of a preference pair, whose text is that of the first."""
+    """Add the conversation of a line, or both of a preference pair. The text of a pair is counted with the first."""
     start = row.offset - task.offset
     end = task.lines.find(b"\n", start)
     line = bytes(task.lines[start : end if end >= 0 else len(task.lines)])
@@ -215,7 +215,7 @@ def _differences(tokenizer: Tokenizer, texts: Sequence[str], encoded: FlatIds, s
 def _row_differences(tokenizer: Tokenizer, rows: Sequence[_Row], encoded: FlatIds, split: str) -> dict[int, Difference]:
     """Return the differences of rows. The text of a conversation is encoded again, without the template.
 
-    It is not kept, since its ids stand between those of the template.
+    It is not kept, because its ids are mixed with those of the template.
     """
     texts = [row.text for row in rows]
     if not any(row.messages for row in rows):

@@ -97,7 +97,7 @@ class TokenWriter:
 
     @functools.cached_property
     def _digests(self) -> set[bytes]:
-        """The hashes of the documents so far, read when the first document is to be written."""
+        """The hashes of the documents so far and of earlier files, read before the first document is written."""
         paths = [self._scratch / f"digests-{record.stem}" for record in self.records]
         contents = (path.read_bytes() for path in [*([self._earlier] if self._earlier else []), *paths])
         return {data[start : start + DIGEST_BYTES] for data in contents for start in range(0, len(data), DIGEST_BYTES)}
@@ -106,7 +106,7 @@ class TokenWriter:
         self._document_counts[split] = self._document_counts.get(split, 0) + count
 
     def is_full(self, split: str) -> bool:
-        """Return True if the files of a split ("": those to be divided) have given `max_documents` documents."""
+        """Return True if `max_documents` documents of the files of a split ("": files to be divided) are written."""
         if not self._max_documents or (self._unit and self._unit.long_tokens is not None):
             return False
         return self._document_counts.get(split, 0) >= self._max_documents
@@ -212,8 +212,8 @@ class TokenWriter:
     def _dropped(self, unit: OpenUnit, batches: list[Batch]) -> dict[int, dict[int, str]]:
         """Return batch → row → reason of the duplicates and of the documents beyond `max_documents`.
 
-        Of equal documents the first in input order is kept, whichever batch it is in. All rows of a document, which
-        have one offset, share its fate.
+        Of equal documents the first in input order is kept, whichever batch it is in. The rows of a document have the
+        same offset, and are dropped or kept together.
         """
         dropped: dict[int, dict[int, str]] = {}
         if not self._dedup and not self._max_documents:
@@ -228,7 +228,7 @@ class TokenWriter:
         return dropped
 
     def _drop_reason(self, unit: OpenUnit, digest: bytes) -> str:
-        """Return the reason to drop the next document, "" to keep it; a kept document is remembered."""
+        """Return the reason to drop the next document, "" to keep it. The digest of a kept document is recorded."""
         split = unit.record.split
         if self.is_full(split):
             return "over-max-documents"

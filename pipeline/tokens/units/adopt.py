@@ -1,4 +1,4 @@
-"""Spread the input files over the nodes of an engine, and take up the units that they make."""
+"""Spread the input files over the nodes of an engine, and check that the units that they make are in the draft."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pipeline.tokens.units.make import OVERLAP, FileTask, make
 
 
 def spread_files(engine: Engine, tasks: Sequence[FileTask], overlap: Overlap | None, advance: Advance) -> list[str]:
-    """Make the units of all tasks on the nodes of `engine`. Returns the stems of the units, which are in the draft.
+    """Make the units of all tasks on the nodes of `engine`. Returns the stems of the units.
 
-    Raises as `spread` and `make`; BadConfig if the units are not in the draft, BadData for too many documents that are
-    trained on and validated on.
+    Raises the errors of `spread` and `make`, BadConfig if a unit is not in the draft, and BadData if more than half of
+    the validation documents are trained on, unless `overlap` allows it.
     """
     if not tasks:
         return []

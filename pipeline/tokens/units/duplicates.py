@@ -1,10 +1,10 @@
 """Documents whose text is in an earlier file, for `--dedup exact` over files that are encoded at the same time.
 
-    .work/texts-FFFFF      the hashes of the documents of input file FFFFF, each once, sorted
+    .work/texts-FFFFF      the distinct hashes of the documents of input file FFFFF, sorted
     .work/earlier-FFFFF    those of them that are in an earlier file too
 
-Of equal texts the first in input order stays, and whether a text is in an earlier file does not depend on what else was
-dropped there. So a node that knows these hashes drops what one process would drop.
+Of equal texts, the first in input order stays. A node with these hashes knows which of its texts are in an earlier
+file, so it drops the same documents as a single process would.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def list_texts(task: FileTask) -> None:
 def merge(tasks: Sequence[FileTask]) -> None:
     """Write, for each file, the hashes that are in the list of an earlier file. `tasks` are in input order.
 
-    The hashes are compared by their first byte, one after the other, so that a 256th of them is in memory at a time.
+    The hashes with one first byte are compared at a time, so that about 1/256 of all hashes is in memory.
     """
     targets = [task.scratch / earlier_name(task.number) for task in tasks]
     partial = [files.temporary_path(target) for target in targets]
@@ -57,7 +57,7 @@ def merge(tasks: Sequence[FileTask]) -> None:
         slices = [_with_first_byte(_mapped(_texts_path(task)), first) for task in tasks]
         joined = np.concatenate(slices)
         owners = np.repeat(np.arange(len(slices)), [len(part) for part in slices])
-        order = np.argsort(joined, kind="stable")  # of equal ones, that of the earliest file comes first
+        order = np.argsort(joined, kind="stable")  # among equal hashes, the one of the earliest file comes first
         ranked = joined[order]
         repeated = order[1:][ranked[1:] == ranked[:-1]]
         for owner in np.unique(owners[repeated]).tolist():
@@ -76,7 +76,7 @@ def _mapped(path: Path) -> np.ndarray:
 
 
 def _with_first_byte(hashes: np.ndarray, first: int) -> np.ndarray:
-    """Return the part of sorted hashes that begins with one byte."""
+    """Return the sorted hashes whose first byte is `first`."""
     start = np.searchsorted(hashes, np.array(bytes([first]), _DTYPE))
     stop = np.searchsorted(hashes, np.array(bytes([first + 1]), _DTYPE)) if first < 255 else len(hashes)
     return hashes[start:stop]

@@ -1,8 +1,8 @@
-"""Make the units of one input file on any node, into the draft that all nodes see.
+"""Make the units of one input file on any node, in the draft, whose folder all nodes share.
 
-The text and its ids go from files to files. Only the task and the records of its units, a few kilobytes, travel between
-the nodes. A unit is written in a folder of its own and then renamed, so several attempts at one file may run at once:
-they write the same bytes.
+A node reads text from files and writes ids to files. Only the task and the records of its units, a few kilobytes, are
+sent between nodes. A unit is written in a folder of its own and then renamed, so several attempts at one file may run
+at once: they write the same bytes.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from pipeline.tokens.tasks import FileSpec, tasks
 from pipeline.tokens.worker import encode
 from pipeline.tokens.writer import TokenWriter
 
-OVERLAP = "overlap.msgpack"  # in the scratch folder: the validation texts, where they are compared
+OVERLAP = "overlap.msgpack"  # in the scratch folder, with --val: what `Overlap.save` wrote
 
 
 @dataclass(frozen=True)
 class FileTask:
-    """One input file, as any node can encode it. Its path and `draft` are absolute.
+    """One input file for any node to encode. Its path and `draft` are absolute.
 
     The `digest` of `entry` is the sha256 of the file's bytes. With `--dedup exact`, `earlier` names the file in the
     scratch folder with the hashes of documents of earlier files. `versions` are those of Inkstone and of the libraries
@@ -71,7 +71,7 @@ class FileTask:
 
 
 def make(task: FileTask) -> list[UnitRecord]:
-    """Encode one input file and return the records of its units. Units that are in the draft already stay.
+    """Encode one input file and return the records of its units. Units that are already in the draft are not repeated.
 
     Raises BadConfig on a node with other versions or without the draft, InputMissing or BadData for the file.
     """
@@ -101,9 +101,9 @@ def encode_files(
     note: Note = log_note,
     progress: Progress | None = None,
 ) -> None:
-    """Encode the files that `writer` does not have yet, each with its number, in order; by `jobs` processes."""
+    """Encode the units of `sources` (number, file, settings) that `writer` lacks, in order, with `jobs` processes."""
     todo = tasks(sources, tokenizer.boundary, writer.next_unit, writer.is_full, advance, text_fields, note)
-    function = functools.partial(encode, tokenizer, val_prints=overlap.prints if overlap else frozenset())
+    function = functools.partial(encode, tokenizer, val_checksums=overlap.checksums if overlap else frozenset())
     with closing(workers.map_ordered(function, todo, jobs=jobs)) as results:
         for task, encoded in results:
             if writer.add(task, encoded) and progress:
@@ -113,10 +113,7 @@ def encode_files(
 
 
 def local_file(task: FileTask) -> InputFile:
-    """Return the file of a task as this node sees it, after checking that this node can make its units.
-
-    Raises as `make`.
-    """
+    """Return the file of a task on this node, after checking that the node can make its units. Raises as `make`."""
     require_versions(task.versions, reuse.CODE)
     require_draft(task.draft)
     return check.local_file(task.entry)
@@ -124,7 +121,7 @@ def local_file(task: FileTask) -> InputFile:
 
 @functools.lru_cache(1)
 def _tokenizer(folder: Path, encoder: str) -> Tokenizer:
-    """Open the tokenizer of a draft, once in a process."""
+    """Open the tokenizer of a draft. A process opens it once."""
     tokenizer = tokenizers.open_folder(folder)
     if tokenizer.encoder != encoder:
         tokenizer.encoder = encoder  # tiktoken, although this node has gigatoken
