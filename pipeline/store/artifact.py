@@ -6,8 +6,8 @@
     artifacts/<kind>/<name>/current -> <key>        the generation that readers get; older ones stay beside it
 
 The key is a hash of everything that decides the bytes (`manifest.py`): the same key means the same bytes, and a stage
-whose key is already published has nothing to do. A published artifact is a generation, the folder of one name with all
-its generations a shelf (`generations.py`).
+whose key is already published has nothing to do. A published artifact is called a generation; the folder of one name,
+with all its generations, is called a shelf (`generations.py`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pipeline.errors import (
     suggestion,
 )
 from pipeline.store import files, locks, remote
-from pipeline.store.drafts import finish_killed, prepare_draft, replace_generation, unread, write_run
+from pipeline.store.drafts import finish_killed, prepare_draft, replace_generation, without_readers, write_run
 from pipeline.store.generations import (
     RUN,
     current_key,
@@ -68,7 +68,7 @@ class StageOutput:
     """Description of the files that a stage wrote: its counts and its closed ledger.
 
     `hashed` lists files whose sha256 was computed while they were written. `run` goes to run.json, not to the manifest.
-    Without `promote` the generation is published and `current` stays where it is.
+    Without `promote` the generation is published but does not become current.
     """
 
     counts: dict[str, Any]
@@ -130,10 +130,10 @@ def build(
 ) -> BuildResult:
     """Publish the artifact that `identity` describes, unless it exists already.
 
-    `write` fills an empty folder and describes what it wrote. When it raises, nothing is published. With `keep_draft`
-    its folder is kept and passed to it again the next time, so that it can resume; so is a published artifact of this
-    identity that was damaged later. With `accept`, `current` moves even if the output says that it should not. With
-    `rebuild` the artifact is built although it is published, and takes its place unless the bytes are the same.
+    `write` fills an empty folder and describes what it wrote. When it raises, nothing is published. With `keep_draft`,
+    the folder is then kept, and the next call of `write` resumes in it; a published artifact that was damaged later is
+    resumed in the same way. With `accept`, the artifact becomes current even if its output has `promote` False. With
+    `rebuild`, a published artifact is built again, and replaced unless the bytes are the same.
 
     Raises UpstreamChanged when this generation was rolled back, TryAgain when another process builds on this shelf.
     """
@@ -151,7 +151,7 @@ def build(
         if published and not rebuild:
             return _keep_published(published, draft, accept=accept)
         require_links(shelf)
-        with unread(published.file(MANIFEST) if published else None):
+        with without_readers(published.file(MANIFEST) if published else None):
             prepare_draft(draft, target, identity, keep=keep_draft, rebuild=rebuild)
         try:
             content = write(draft)
@@ -165,7 +165,7 @@ def build(
         _write_manifest(draft, identity, content)
         if published and read(draft).digest == published.digest:
             return _keep_published(published, draft, accept=accept, rebuilt=True)
-        with unread(published.file(MANIFEST) if published else None):
+        with without_readers(published.file(MANIFEST) if published else None):
             artifact = _publish(root, identity, draft, target, replace=published is not None)
         make_current(target, accept=accept)
         return BuildResult(artifact, remote.publish(root, target), rebuilt=published is not None)
@@ -183,7 +183,7 @@ def _keep_published(artifact: Artifact, draft: Path, *, accept: bool, rebuilt: b
 def _publish(root: Path, identity: Identity, draft: Path, target: Path, *, replace: bool) -> Artifact:
     """Rename the finished draft to `target`. Raises TryAgain when another process worked in the same draft.
 
-    Two processes get this far only where locks have no effect. What the other one has published is kept.
+    Two processes reach this point only where locks have no effect. A generation that the other one published is kept.
     """
     if target.is_dir() and not find_published(root, identity):  # damaged
         files.discard_folder(target)
@@ -224,7 +224,7 @@ def _write_manifest(draft: Path, identity: Identity, content: StageOutput) -> No
         code=identity.code.edited,
     )
     files.write_file(draft / MANIFEST, manifest.encode())
-    read(draft)  # nothing is published that could not be read
+    read(draft)  # raises now if the manifest could not be read after publishing
 
 
 def _listed_paths(folder: Path) -> list[str]:
@@ -248,8 +248,8 @@ def read_ref(root: Path, ref: str) -> Artifact:
 def current(root: Path, kind: str, name: str) -> Artifact | None:
     """Return the current generation of an artifact, or None. The link is resolved once.
 
-    Raises BadData when it is not a link or cannot be read. The hint names the newest intact generation: a caller may
-    request it by its key, but never gets old data implicitly.
+    Raises BadData when it is not a link or cannot be read. An older generation is never returned instead: the hint
+    names the newest intact one, which a caller may request by its key.
     """
     shelf = root / kind / name
     remote.fetch(root, kind, name)
@@ -264,7 +264,7 @@ def current(root: Path, kind: str, name: str) -> Artifact | None:
 
 
 def _repair_hint(shelf: Path, kind: str, *, damaged: str) -> str:
-    """Return what to do about the damaged generation: rebuild it, or name the newest intact one instead."""
+    """Return the hint for a damaged generation: rebuild it, or name the newest intact one."""
     rebuild = f"`{BUILD_COMMANDS[kind]}` it again"
     excluded = {damaged, *unwanted_keys(shelf)}
     for key in reversed([key for key in generation_keys(shelf) if key not in excluded]):

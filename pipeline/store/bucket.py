@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 _URL = re.compile(r"(s3|gs|az|file)://")
 _LOCK = ".bucket.lock"  # in a local folder, whose files have no compare-and-swap
 _CLIENT: ClientConfig = {
-    "allow_http": True,  # only a URL of the user's own names http
+    "allow_http": True,  # http is used only if a URL that the user set says so
     "connect_timeout": "10s",
     "read_timeout": "60s",
     "timeout": "24h",  # of one object; the default of 30 seconds would end every large transfer
 }
 _PART = 16 << 20  # bytes of a part of an upload: 10,000 of them are 160 GB
 _MAX_REASON = 160  # characters
-_MAX_SMALL = 1 << 28  # bytes of an object that is read into memory: as of a manifest
+_MAX_SMALL = 1 << 28  # bytes of an object that is read into memory; the same limit as for a manifest
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,10 @@ class Object:
 
 
 class _Refused(InkstoneError):
-    """The condition of a write was not met, or its answer was lost and a retry met its own object."""
+    """The condition of a write was not met.
+
+    This may be the retry of a write that succeeded: if its answer was lost, the retry finds the object in place.
+    """
 
 
 class _Unsupported(InkstoneError):
@@ -173,7 +176,7 @@ class Bucket:
             raise ProtocolBroken(f"{self.url}/{name}: not stored as it was sent", hint="run the same command again")
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a small object and return True; False if there is one, which a lost answer may have left."""
+        """Write a small object and return True; False if it exists, maybe from this call after a lost answer."""
         if not self.conditional:
             if self.stat(name):
                 return False
@@ -181,7 +184,7 @@ class Bucket:
         return self._write(name, data, "create")
 
     def replace(self, name: str, data: bytes, former: Object) -> bool:
-        """Replace a small object of the version `former` and return True; False for another version, as in `create`."""
+        """Replace version `former` of a small object and return True; False if there is another version by now."""
         if not self.conditional:
             return self._write(name, data, "overwrite")
         if not self._folder:
@@ -205,7 +208,7 @@ class Bucket:
             raise InputMissing(f"{self.url}: no such bucket", hint="check the URL, or create the bucket") from None
 
     def objects(self, prefix: str = "") -> Iterator[Object]:
-        """Yield the objects whose names begin with the folder `prefix`, or all."""
+        """Yield the objects below the folder `prefix`, by default all."""
         with self._translated(prefix):
             for batch in self._obstore.list(self._store, prefix.rstrip("/") or None):
                 yield from (_object(meta["path"], meta) for meta in batch)
@@ -221,7 +224,7 @@ class Bucket:
             self._obstore.delete(self._store, name)
 
     def problem(self) -> str:
-        """Write a probe and return what the store does wrong: conditions or Range that it ignores; "" if nothing."""
+        """Write a probe object and return the fault of the store: it ignores conditions or Range; "" if it has none."""
         name = f".inkstone-probe-{secrets.token_hex(8)}"
         try:
             self.create(name, b"first")
@@ -301,7 +304,7 @@ def _generic(where: str, text: str) -> InkstoneError:
 
 
 def _cause(reason: str) -> str:
-    """Return the end of a message of obstore, which says what failed; its beginning repeats the request."""
+    """Return the cause in a message of obstore: its end. Its beginning repeats the request."""
     if reason.endswith("error sending request"):
         return "cannot be reached"
     return (reason.rpartition(" - ")[2] or reason)[:_MAX_REASON]

@@ -1,7 +1,7 @@
 """The source code of a stage as part of its keys: which files decide its bytes, and which of them were edited.
 
-`released.json` holds the sha256 of each of these files as released; `make digests` writes it. While the files on disk
-are the released ones, they add nothing to a key. The digest of each file that was edited, added or deleted does.
+`released.json` holds the sha256 of each of these files as released; `make digests` writes it. A file on disk that is
+equal to the released one adds nothing to a key; one that was edited, added or deleted adds its digest.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Drafts: where an artifact is built, what is known about it meanwhile, and how it takes the place of a published one.
+"""Drafts: folders in which artifacts are built, their run.json, and the replacement of a generation by a rebuilt one.
 
 artifacts/<kind>/<name>/.draft-<key>/     artifact under construction, or left by an interrupted build
-artifacts/<kind>/<name>/.replaced-<key>/  generation whose place a rebuilt one is taking
+artifacts/<kind>/<name>/.replaced-<key>/  generation that is being replaced by a rebuilt one
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _REPLACED = ".replaced-"
 def prepare_draft(draft: Path, target: Path, identity: Identity, *, keep: bool, rebuild: bool) -> None:
     """Create the draft. With `keep`, it starts with the files of an earlier draft or of a damaged artifact.
 
-    With `rebuild`, only with those of an earlier draft that was a rebuild too.
+    With `keep` and `rebuild`, it starts only with the files of an earlier draft that was a rebuild too.
     """
     if not keep or (rebuild and not read_run_info(draft).rebuild):
         files.remove_tree(draft)
@@ -71,8 +71,8 @@ def _in_utf8(value: Any) -> Any:
 
 
 @contextmanager
-def unread(manifest: Path | None) -> Iterator[None]:
-    """Keep readers away from the published artifact with this manifest. Raises TryAgain if one has a lease on it."""
+def without_readers(manifest: Path | None) -> Iterator[None]:
+    """Prevent new leases on the published artifact with this manifest. Raises TryAgain if a reader has one already."""
     with locks.if_unleased(manifest) if manifest else nullcontext(True) as is_free:
         if not is_free:
             raise TryAgain(
@@ -85,7 +85,8 @@ def unread(manifest: Path | None) -> Iterator[None]:
 def replace_generation(draft: Path, target: Path) -> None:
     """Put a finished draft in the place of a published generation.
 
-    A folder cannot be replaced in one step. After a kill between the two, `finish_killed` brings the old one back.
+    This takes two renames, because a folder cannot replace another one. After a kill between them, `finish_killed`
+    restores the old generation.
     """
     replaced = target.with_name(f"{_REPLACED}{target.name}")
     files.sync_tree(draft)
@@ -99,9 +100,10 @@ def replace_generation(draft: Path, target: Path) -> None:
 
 
 def finish_killed(shelf: Path, scratch: str) -> None:
-    """Finish what a killed publishing left on a shelf. The caller must hold the lock of the shelf.
+    """Clean up a shelf on which publishing was killed. The caller must hold the lock of the shelf.
 
-    A published generation keeps no folder `scratch`, also if it is not current and never will be.
+    Deletes temporaries, restores a generation that was being replaced, and deletes the folder `scratch` of every
+    published generation, current or not.
     """
     files.remove_temporaries(shelf, recursive=False)
     _restore_replaced(shelf)
@@ -110,7 +112,7 @@ def finish_killed(shelf: Path, scratch: str) -> None:
 
 
 def _restore_replaced(shelf: Path) -> None:
-    """Finish what a killed `replace_generation` left."""
+    """Restore the generation that a killed `replace_generation` had moved away, or delete it if it was replaced."""
     for replaced in shelf.glob(f"{_REPLACED}*"):
         target = shelf / replaced.name.removeprefix(_REPLACED)
         if target.is_dir():

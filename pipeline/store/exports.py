@@ -1,6 +1,6 @@
 """Publishing of an export: a new folder, or one file if the user named a file.
 
-An export is not an artifact. It appears complete or not at all, and then belongs to another program.
+An export is not an artifact: it appears complete or not at all, and no command reads it afterwards.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ from pipeline.store import locks
 TEMPORARY = ".tmp."
 TRASH = ".trash."
 _TEMPORARY_STEM = 40  # characters of the target's name in that of its temporary
-# another disk, a file system without hard links, a kernel that refuses links to others' files, too many links
+# errors of link: another disk, a file system without hard links, a kernel that refuses links to files of other users,
+# too many links
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 

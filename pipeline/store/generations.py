@@ -59,7 +59,7 @@ def draft_path(root: Path, identity: Identity) -> Path:
 def current_key(shelf: Path) -> str:
     """Return the key that `current` links to, even if that generation is gone; "" if there is no `current`.
 
-    Raises BadConfig for a folder that is a bucket, where `current` is a file; BadData if it is no link otherwise.
+    Raises BadConfig if `current` is a file with a key: the folder is a bucket. Raises BadData if it is anything else.
     """
     link = shelf / "current"
     if link.is_symlink():
@@ -73,7 +73,7 @@ def current_key(shelf: Path) -> str:
 
 
 def require_links(shelf: Path) -> None:
-    """Raise BadConfig if the file system has no symbolic links, BadData if `current` is not one: before a build."""
+    """Before a build, raise BadConfig if the file system has no symbolic links, BadData if `current` is not one."""
     if current_key(shelf):
         return
     link = files.temporary_path(shelf / "current")
@@ -141,12 +141,12 @@ def read_run_info(folder: Path) -> RunInfo:
 
 
 def promote(folder: Path) -> None:
-    """Record in run.json that a generation which was published without becoming current may become it."""
+    """Record in run.json that a generation may become current, although it was published without becoming current."""
     set_aside(folder, "")
 
 
 def set_aside(folder: Path, reason: str) -> None:
-    """Record in run.json why a generation is not to become current; it may become it if the reason is empty."""
+    """Record in run.json the reason why a generation must not become current; with "", it may become current."""
     run = read_run_info(folder)
     if (run.promoted, run.reason) != (not reason, reason):
         content: dict[str, Any] = {}
@@ -157,7 +157,7 @@ def set_aside(folder: Path, reason: str) -> None:
 
 
 def make_current(folder: Path, *, accept: bool) -> None:
-    """Move `current` to the generation in `folder`, unless it is not to become current and is not accepted now."""
+    """Make the generation in `folder` current, if run.json allows it. `accept` makes run.json allow it."""
     if accept:
         promote(folder)
     if read_run_info(folder).promoted and current_key(folder.parent) != folder.name:
@@ -173,8 +173,8 @@ def unfinished_drafts(root: Path, kind: str, name: str) -> Iterator[tuple[Path, 
 
 def unwanted_keys(shelf: Path) -> set[str]:
     """Return the keys that become current only on request: rolled back, or published without becoming current."""
-    passed_over = {key for key in generation_keys(shelf) if not read_run_info(shelf / key).promoted}
-    return passed_over | {*rolled_back_keys(shelf)}
+    unpromoted = {key for key in generation_keys(shelf) if not read_run_info(shelf / key).promoted}
+    return unpromoted | {*rolled_back_keys(shelf)}
 
 
 def rolled_back_keys(shelf: Path) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ def is_abandoned(path: Path) -> bool:
 
 
 def remove_leftovers_of(*targets: Path) -> None:
-    """Delete what killed writers of files or folders left beside them."""
+    """Delete the temporaries that killed writers of these files or folders left beside them."""
     for target in targets:
         stem = glob.escape(files.temporary_path(target).name.rsplit(".", 3)[0])
         for path in list(target.parent.glob(f"{stem}.*")):
@@ -56,7 +56,7 @@ def remove_leftovers_of(*targets: Path) -> None:
 def require_new(target: Path, outside: Path) -> None:
     """Raise CannotCreate if `target` already exists, or would lie inside the folder `outside`.
 
-    What killed writers of the same target left is deleted.
+    Temporaries that killed writers of the same target left are deleted.
     """
     if os.path.lexists(target):
         raise CannotCreate(

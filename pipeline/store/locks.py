@@ -1,8 +1,8 @@
 """Locks and leases: one writer at a time, and generations that are not deleted while they are read.
 
-A lock is the kernel's (flock), so it ends with its process, however that ends. The JSON in the lock file informs
-users. It also serves file systems on which flock has no effect: there, a lock counts as held while the process that
-its file names is alive. A file system that refuses flock cannot hold a store that is written to; it can be read.
+Locks are kernel locks (flock): the kernel releases a lock when its process ends, even by a kill. The JSON in the lock
+file tells users who holds the lock. On file systems where flock has no effect, a lock counts as held while the process
+named in its file is alive. On a file system that refuses flock, a store can only be read.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def if_unleased(path: Path) -> Iterator[bool]:
 
 
 def hold(descriptor: int) -> None:
-    """Show that a temporary is in use until its descriptor is closed, in containers with other process ids too."""
+    """Mark a temporary as in use until its descriptor is closed. Unlike process ids, this works across containers."""
     with suppress(OSError):  # a file system without locks; the process id in the name remains
         fcntl.flock(descriptor, fcntl.LOCK_SH)
 

@@ -2,8 +2,8 @@
 
 The key is a hash of everything that decides the bytes, and of nothing else: no time, host, path or number of workers.
 
-A manifest may come from elsewhere: `decode` accepts only one of the folder where it lies, whose values have the types
-and ranges that the rest of the program relies on, and which names no file outside of that folder.
+A manifest may come from another machine. So `read_manifest` checks that it is the one of its folder, that its values
+have the types and ranges that the program relies on, and that it names no file outside of its folder.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from pipeline.runtime.regular_file import read_regular
 from pipeline.store.code import AS_RELEASED, CodeState
 
 SCHEMA = 1
-# errors for a path where no file is, or none can be
+# errors for a path at which there is no file
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 MANIFEST = "manifest.json"
 KINDS = ("corpora", "tokenizers", "tokens", "runs")
 BUILD_COMMANDS = {"corpora": "clean", "tokenizers": "train-tokenizer", "tokens": "tokenize", "runs": "train"}
 _NAME = re.compile(r"[^\W_][\w.+-]{0,79}")
 _KEY = re.compile(r"[0-9a-f]{16}")
-_MAX_BYTES = 1 << 28  # of a manifest: that of 100 TB of text has about as many
+_MAX_BYTES = 1 << 28  # of a manifest: about the size of that of 100 TB of text
 _MAX_DEPTH = 32  # of lists and objects in the options
 _T = TypeVar("_T")
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -111,7 +111,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def build_hint(kind: str) -> str:
-    """Return the hint for an artifact that is missing; for a run also the command that needs no other artifact."""
+    """Return the hint for a missing artifact. For a run, it also names `start`, which needs no other artifact."""
     return f"`{BUILD_COMMANDS[kind]}` creates one" + (", `start FILE` from any text" if kind == "runs" else "")
 
 
@@ -253,13 +253,13 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
 
 
 class _Inputs(msgspec.Struct):
-    """The field of a manifest that says what must stay, whatever the others hold."""
+    """The inputs in a manifest, which `prune` must keep. Other fields are not checked."""
 
     inputs: tuple[Input, ...]
 
 
 def read_inputs(folder: Path) -> tuple[Input, ...]:
-    """Return the inputs in a manifest whose other values may be odd.
+    """Return the inputs in a manifest, even if its other values are invalid.
 
     Raises InputMissing if there is none, BadData if they cannot be read.
     """
@@ -300,7 +300,7 @@ def _problems(manifest: Manifest, folder: Path) -> Iterator[str]:
 
 
 def _expected_ref(folder: Path) -> str:
-    """Return the end of kind/name/key that follows from the path of an artifact; "" for a copy under another name."""
+    """Return the end of kind/name/key that the path of an artifact implies; "" if its last part is not a key."""
     path = Path(os.path.abspath(folder))
     if path.name == "current" and path.is_symlink():
         path = path.with_name(Path(os.readlink(path)).name)

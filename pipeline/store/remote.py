@@ -31,7 +31,7 @@ MIRROR = "bucket.json"
 CURRENT = "current"
 ONE_WRITER = "INKSTONE_ONE_WRITER"  # environment variable
 PULL = ".pull-"  # folder of an artifact that is being fetched; a killed fetch resumes in it
-_ATTEMPTS = 8  # to move `current` while others move it too
+_ATTEMPTS = 8  # to move `current`, if other processes move it at the same time
 _LONG = 24 * 3600.0  # seconds to wait for another process that fetches the same artifact
 
 
@@ -78,7 +78,7 @@ def _upload(bucket: Bucket, folder: Path, manifest: Manifest) -> None:
 
 
 def _move_current(bucket: Bucket, manifest: Manifest) -> None:
-    """Point `current` in the bucket to this generation, however many others move it at the same time."""
+    """Point `current` in the bucket to this generation. Raises TryAgain if other processes keep moving it."""
     name, data = f"{manifest.kind}/{manifest.name}/{CURRENT}", f"{manifest.key}\n".encode()
     for _ in range(_ATTEMPTS):
         stored = bucket.read(name)
@@ -86,7 +86,7 @@ def _move_current(bucket: Bucket, manifest: Manifest) -> None:
             return
         if bucket.replace(name, data, stored[1]) if stored else bucket.create(name, data):
             return
-    raise TryAgain(f"{bucket.url}/{name}: others move it all the time", hint="run the same command again")
+    raise TryAgain(f"{bucket.url}/{name}: other processes keep changing it", hint="run the same command again")
 
 
 def remote_key(bucket: Bucket, kind: str, name: str) -> str:
@@ -136,10 +136,10 @@ def resolve_ref(bucket: Bucket, reference: str) -> tuple[str, str, str]:
 
 
 def pull(bucket: Bucket, root: Path, ref: str) -> tuple[Path, str]:
-    """Fetch the generation `kind/name/key` below `root`; return its folder, and "built", or "unchanged" if it is here.
+    """Fetch the generation `kind/name/key` below `root`; return its folder, and "built", or "unchanged" if it exists.
 
     Every file is compared with its sha256 in the manifest. Raises InputMissing if the bucket does not have it, BadData
-    if a file differs, or if another artifact is here under the same key.
+    if a file differs, or if another artifact exists under the same key.
     """
     target = root / ref
     stored = bucket.read(f"{ref}/{MANIFEST}")
@@ -194,7 +194,7 @@ def _fetch(bucket: Bucket, target: Path, record: FileRecord, ref: str) -> None:
 
 
 def _renumbered(run: bytes, shelf: Path) -> bytes:
-    """Return a run.json as that of the newest generation on this shelf; {} for what is not one."""
+    """Return a run.json with the number of the newest generation on this shelf. Invalid JSON counts as empty."""
     number = 1 + max((read_run_info(shelf / key).generation for key in generation_keys(shelf)), default=0)
     try:
         content = msgspec.json.decode(run, type=dict[str, object])
@@ -225,7 +225,7 @@ class _Mirror(msgspec.Struct):
 
 
 def bucket_of(root: Path) -> Bucket | None:
-    """Return the bucket that `root` mirrors; None for a store of its own."""
+    """Return the bucket that `root` mirrors, None if it is a store without a bucket."""
     try:
         return _open(msgspec.json.decode((root / MIRROR).read_bytes(), type=_Mirror).url)
     except (FileNotFoundError, NotADirectoryError):
@@ -262,7 +262,7 @@ def fetch_all(root: Path, kind: str) -> None:
 
 
 def require_name(root: Path, kind: str) -> None:
-    """Raise BadConfig in a mirror, where the newest artifact of a kind is not known without fetching all."""
+    """Raise BadConfig if `root` is a mirror: finding the newest artifact of a kind would need fetching all of them."""
     if bucket := bucket_of(root):
         names = ", ".join(remote_names(bucket, kind)) or "none yet"
         raise BadConfig(f"{bucket.url}: none of the {kind} is named", hint=f"name one of those in the bucket: {names}")
@@ -275,9 +275,9 @@ def require_conditions(root: Path) -> str:
 
 
 def publish(root: Path, folder: Path) -> str:
-    """Publish what a stage built in a mirror; return "built", or "unchanged" if the bucket has it.
+    """Publish an artifact that a stage built in a mirror; return "built", or "unchanged" if the bucket has it.
 
-    A store of its own needs nothing: "built".
+    In a store without a bucket, do nothing and return "built".
     """
     if not (bucket := bucket_of(root)):
         return "built"
