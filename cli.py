@@ -88,12 +88,12 @@ def cli(context: click.Context, /, **_: Any) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. All errors become messages and exit codes here."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    terminal.escape_what_cannot_be_shown()
+    terminal.escape_unencodable()
     _set_thread_wait_policy()
     try:
         return _run(arguments)
     finally:
-        terminal.discard_what_cannot_be_written()
+        terminal.flush_or_discard()
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -59,10 +59,10 @@ class RefreshOptions:
 class PlanStep:
     """One stage of a plan ("fresh" or "stale"), or its outcome ("built" or "unchanged").
 
-    `what` is the artifact or recipe, `why` the reason for a stale stage, or for a fresh one the reason why it keeps a
-    generation that was not made from its present inputs. `fetch` and `disk` are bytes to download and to write,
-    `seconds` the estimated time; None means unknown. `reads` is the number of bytes of raw files that the stage works
-    on, by which its time is compared with other runs. `note` names edited source files.
+    `what` is the artifact or recipe. `why` is the reason why the stage is stale, or why a fresh stage keeps a
+    generation that was made from other inputs. `fetch` and `disk` are bytes to download and to write, `seconds` the
+    estimated time; None means unknown. `reads` is the number of bytes of raw files that the stage processes; times are
+    compared per byte. `note` names edited source files.
     """
 
     stage: str
@@ -154,9 +154,9 @@ def _fresh_step(stage: Stage, published: Artifact) -> PlanStep:
 
 
 def current_instead(root: Path, identity: Identity, *, accept_worse: bool) -> tuple[Artifact, str] | None:
-    """Return the current artifact and the reason if it stays, although its identity is another one.
+    """Return the current artifact if it stays current instead of the one of `identity`, and the reason; else None.
 
-    The artifact of `identity` was rolled back, or published without becoming current.
+    It stays if the artifact of `identity` was rolled back, or published without becoming current.
     """
     shelf = root / identity.kind / identity.name
     ref, run = f"{identity.kind}/{identity.name}/{identity.key}", read_run_info(shelf / identity.key)
@@ -242,9 +242,9 @@ def _reason(root: Path, identity: Identity, published: Artifact | None) -> str:
 
 
 def _digests(inputs: Sequence[Input]) -> dict[str, str]:
-    """Return the digests of inputs by name: a file's own name, or an artifact's without its key; none of a parent run.
+    """Return the digests of inputs by name: that of a file, or kind/name of an artifact.
 
-    Those of the parts of a corpus are joined. What a training continues is told by its outlook.
+    The digests of the parts of a corpus are joined. The parent of a run is left out: `_outlook` describes it.
     """
     digests: dict[str, str] = {}
     for entry in inputs:

@@ -49,7 +49,7 @@ class RefreshResult:
 
     @property
     def notes(self) -> list[str]:
-        """The reasons why stages left another generation current than that of their inputs."""
+        """The reasons why stages kept a generation current that was not made from their inputs."""
         return [step.why for step in self.steps if step.result == "unchanged" and step.why]
 
 
@@ -97,7 +97,7 @@ def _run(
     is_stale = download_step.result == "stale"
     if is_stale:
         journal.begin("download")
-    fetched = download.fetch_missing(  # of a fresh source it drops the pins of files that are no longer part of it
+    fetched = download.fetch_missing(  # also for a fresh source: it drops pins of files that the source no longer has
         root,
         chain.source,
         refresh_plan.files,
@@ -131,7 +131,7 @@ def _run(
                 last = built.artifact
                 if built.result == "built":
                     journal.end(step, _own_bytes(last))
-                why = step.why if built.result == "built" else _way_back(before, last)
+                why = step.why if built.result == "built" else _restored(before, last)
                 note = build_note(last.manifest.code, built.result, rebuilt=built.rebuilt)
                 outcomes.append(dataclasses.replace(step, result=built.result, what=last.ref, why=why, note=note))
                 if step.stage == "tokenize" and "train-tokenizer" in refresh_plan.fresh:
@@ -153,8 +153,8 @@ def _current(root: Path, identity: Identity) -> Artifact | None:
     return None
 
 
-def _way_back(before: Artifact | None, published: Artifact) -> str:
-    """Return that a generation published earlier replaced the one `before` it, "" if it did not."""
+def _restored(before: Artifact | None, published: Artifact) -> str:
+    """Return "back to KEY, …" if an earlier generation became current in the place of `before`, else ""."""
     key = published.manifest.key
     is_current = current_key(published.path.parent) == key
     return f"back to {key}, which exists already" if before and before.manifest.key != key and is_current else ""
@@ -178,7 +178,7 @@ def _report(step: PlanStep, progress: Progress) -> None:
 
 
 def _report_warnings(stage: str, corpus: Artifact, progress: Progress) -> None:
-    """Print the warnings of a corpus, which nobody sees otherwise before a model is trained on it."""
+    """Print the warnings of a corpus before a model is trained on it."""
     warnings = msgspec.json.decode((corpus.path / "report.json").read_bytes())["warnings"]
     for warning in warnings[:_MAX_WARNINGS]:
         progress.note(f"{stage:<16} {'warning':<10} {warning}")

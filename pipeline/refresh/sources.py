@@ -2,8 +2,8 @@
 
     source = ["novel.txt", "posts"]   →  raw/mine/novel.txt, raw/mine/posts/…   →  corpora/mine, corpora/mine.posts
 
-Each group becomes a corpus of its own, so that a source that is added later leaves the other corpora, and the tokens
-made from them, as they are.
+Each group becomes a corpus of its own. So a source that is added later does not change the other corpora, or the tokens
+made from them.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def resolve(
 ) -> tuple[Source, tuple[SourceGroup, ...]]:
     """Return the source of the recipe `name`, and its groups: one for each entry of a list, else one of all files.
 
-    `root` is the artifacts folder, which is never read as a source. `list_files` asks the hub for the files of a
-    dataset; without it a dataset has none. `text_fields` are the fields of records that hold text. Raises BadConfig if
-    the list is empty, and UpstreamChanged if a path has no text any more that had some when it was copied.
+    `root` is the artifacts folder, which is never read as a source. `list_files` requests the files of a dataset from
+    the hub; without it a dataset has none. `text_fields` are the fields of records that hold text. Raises BadConfig if
+    the list is empty, UpstreamChanged if a path had text when it was copied and has none now.
     """
     if isinstance(section.source, str):
         source = origin.with_folder(root, _resolve_one(section.source, section, root, text_fields, name))
@@ -95,7 +95,7 @@ def _resolve_one(
 
 
 def _unique(name: str, taken: set[str]) -> str:
-    """Return `name`, or with the first free number if it is taken, and take it."""
+    """Return `name`, with the first free number if it is taken, and add the result to `taken`."""
     stem = name_from_path(name)
     label, number = stem, 1
     while label in taken:

@@ -43,7 +43,7 @@ class TrainStage:
 
     `check` raises BadConfig for an invalid training configuration, before any tokens exist. `identify` returns the
     identity of the run without training. If an earlier generation of this recipe has a run, `identify` and `run` both
-    continue from it. `outlook` says what a training on tokens would start from, "" if there is no run yet.
+    continue from it. `outlook` describes what a training on tokens would start from, "" if there is no run yet.
     """
 
     check: Callable[[], object]
@@ -58,8 +58,8 @@ class Stage:
 
     `label` is its name, and for the second and later sources of a recipe also the source. `prepare` returns the
     artifact's identity and the function that builds it. `after` lists the labels of the stages that it reads from.
-    `files` are the raw files that it cleans; empty for stages that read artifacts. `existing` is set if the stage uses
-    an artifact that exists and never builds another; `reason` is why it does not, or a note on the one that it uses.
+    `files` are the raw files that it cleans; empty for stages that read artifacts. `existing` is an artifact that the
+    stage uses without building another one. `reason` is a note on it, or the reason why no existing one is used.
     """
 
     name: str
@@ -135,9 +135,9 @@ class Chain:
         return [stage for stage in stages if stage.name in selected]
 
     def _existing_tokenizer(self) -> tuple[Artifact | None, str]:
-        """Return the tokenizer of this recipe if it is kept, and a note if its code was edited since.
+        """Return the tokenizer that this recipe keeps, and a note if its code was edited since.
 
-        Without one, return None and the reason why another one is trained. A damaged one is not kept.
+        If it has none, or the one it has is damaged or of another kind or size, return None and the reason.
         """
         section = self.recipe.tokenizer
         if not section.keep or not current_key(self.root / "tokenizers" / self.recipe.name):
@@ -216,9 +216,9 @@ class Chain:
         return tokenizers.find(self.root, self.recipe.tokenizer.use, self.recipe.tokenize.encoder)
 
     def train_outlook(self, stale: Collection[str]) -> str:
-        """Return what the training will start from, as far as the stages that are not `stale` tell.
+        """Describe what the training will start from, as far as it is known before the `stale` stages run.
 
-        New tokens are taken for those of the generation before if their tokenizer stays.
+        If the tokens are stale and their tokenizer stays, the current tokens are used in their place.
         """
         if not current_key(self.root / "runs" / self.recipe.name):
             return ""

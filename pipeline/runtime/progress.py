@@ -24,8 +24,8 @@ from pipeline.runtime.terminal import data_size, json_line, printable
 
 Advance = Callable[[int], None]
 _HEARTBEAT = 60.0  # seconds
-_PATIENCE = 2.0  # seconds without a report, after which a wait is explained
-_RATED_BYTES = 1_000_000  # and more: of less, a rate says how long the processes took to start
+_PATIENCE = 2.0  # seconds without a report, after which the title of a wait is reported
+_RATED_BYTES = 1_000_000  # minimum for which a rate is shown; with fewer bytes, the start of processes dominates
 
 
 class Progress:
@@ -52,7 +52,7 @@ class Progress:
 
     @contextmanager
     def wait(self, title: str) -> Iterator[None]:
-        """Explain a piece of work that has no bar: report its title if nothing is reported for two seconds."""
+        """Report the title of a piece of work that has no bar, once nothing was reported for two seconds."""
         yield
 
     def event(self, event: str, **fields: Any) -> None:

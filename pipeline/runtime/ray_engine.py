@@ -79,7 +79,7 @@ def _call(call: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _settle(future: Future[Any], outcome: Future[Any]) -> None:
-    """Pass on the outcome of a Ray task. An error inside of a node, where the call could not begin, is a BadConfig."""
+    """Copy the outcome of a Ray task to `outcome`. If the node could not start the call, it is a BadConfig."""
     if not future.set_running_or_notify_cancel():
         return
     error = outcome.exception()

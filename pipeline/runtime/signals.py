@@ -3,8 +3,8 @@
 A training stops on SIGINT, SIGTERM and SIGUSR1, which batch systems send before a time limit; every command stops on
 SIGTERM. The two may be nested: SIGTERM then sets the outer event too.
 
-A training may take its time to save. Any other command has `GRACE` seconds after SIGTERM to reach a safe point; then
-`Terminated` is raised in the main thread, as Ctrl-C raises KeyboardInterrupt, wherever that thread waits.
+A training has no time limit for saving. Any other command has `GRACE` seconds after SIGTERM to reach a safe point; then
+`Terminated` is raised in the main thread, even while it waits, as Ctrl-C raises KeyboardInterrupt.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def current_stop() -> threading.Event:
 def _set_by_signal(
     event: threading.Event, signals: Sequence[signal.Signals], grace: float | None
 ) -> Iterator[threading.Event]:
-    """Yield `event`, set by the first of `signals`. The old handlers come back when the block ends.
+    """Yield `event`, which the first of `signals` sets. The previous handlers are restored when the block ends.
 
     Does nothing outside the main thread: Python allows signal handlers only there.
     """
@@ -61,9 +61,9 @@ def _set_by_signal(
         yield event
     except BaseException:
         handler.uninstall()
-        handler.hand_over()
+        handler.start_outer_grace()
         raise
-    handler.uninstall()  # a training that ended as planned is published, although the signal came
+    handler.uninstall()  # without outer grace: a training that ended as planned is published despite the signal
 
 
 class _Handler:
@@ -81,7 +81,7 @@ class _Handler:
         self._start_grace()
 
     def _request(self, number: int, frame: object) -> None:
-        """Set the event, and that of an outer command such as a refresh, which must stop as well."""
+        """Set the event, and that of an outer command such as a refresh, which must stop too."""
         outer = self._previous.get(signal.SIGTERM) if number == signal.SIGTERM else None
         if isinstance(outer, _Handler):
             outer._request(number, frame)
@@ -101,8 +101,8 @@ class _Handler:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def hand_over(self) -> None:
-        """Start the grace of the outer block, whose stop was requested in this one."""
+    def start_outer_grace(self) -> None:
+        """Start the grace of the outer block if a signal in this block requested its stop."""
         outer = self._previous.get(signal.SIGTERM)
         if isinstance(outer, _Handler) and outer.event.is_set():
             outer._start_grace()

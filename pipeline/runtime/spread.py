@@ -1,7 +1,7 @@
 """Spread tasks over an engine: calls that run in other processes, on this machine or on the nodes of a cluster.
 
-An engine has the `submit` of `concurrent.futures.Executor`, so thread and process pools are engines too. Only what a
-task says and what its call returns passes through an engine, and both are small: the call reads and writes files.
+An engine has the `submit` of `concurrent.futures.Executor`, so thread and process pools are engines too. Only tasks and
+the return values of calls are sent through an engine, and both are small: the call reads and writes files.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pipeline.runtime.signals import current_stop
 from pipeline.runtime.terminal import counted
 from pipeline.runtime.workers import Raised, Returned, run_task
 
-_POLL = 0.5  # seconds between two looks at the stop event
-_CHECKS = 30  # of the progress of a task before its deadline
-_LOSSES = 3  # of a task, one after the other without progress, that end the command
+_POLL = 0.5  # seconds between two checks of the stop event
+_CHECKS = 30  # checks of the progress of a task before its deadline
+_LOSSES = 3  # lost workers of one task, without progress in between, after which the command ends
 
 
 class Engine(Protocol):
@@ -38,7 +38,7 @@ class Engine(Protocol):
 
 
 def describe(engine: Engine, count: int, plural: str) -> str:
-    """Return what an engine is going to do: "40 files on 8 slots of 4 cores"."""
+    """Describe the work of an engine: "40 files on 8 slots of 4 cores"."""
     return f"{counted(count, plural)} on {counted(engine.slots, 'slots')} of {counted(engine.cores, 'cores')}"
 
 
@@ -50,7 +50,7 @@ class Sign(NamedTuple):
 
 
 class SpreadTask(Protocol):
-    """A task that any node can do, again and again: `size` in bytes orders the tasks, `name` is for messages."""
+    """A task that any node can do, and repeat. The largest `size`, in bytes, is done first; `name` is for messages."""
 
     @property
     def name(self) -> str: ...
@@ -71,8 +71,8 @@ def spread(
 ) -> Iterator[tuple[Task, Result]]:
     """Yield `(task, call(task))` of all tasks as they end, computed by an engine.
 
-    The largest tasks come first, and at most two per slot are submitted at a time. A task whose worker was lost is
-    submitted again, and so is one that shows no new sign of work for `deadline` seconds after its first.
+    The largest tasks come first, and at most two per slot are submitted at a time. A task is submitted again if its
+    worker was lost, or if it has shown a sign of work and then no new one for `deadline` seconds.
 
     Raises the BadData of the first task in order that has one, after all tasks before it; another error of `call` at
     once; WorkerLost for a task that was lost three times without finishing a unit in between; TryAgain after SIGTERM.
@@ -86,7 +86,7 @@ def spread(
 
 @dataclass
 class _Attempt:
-    """A submitted task, by its index, with the signs at its submission and at the last look."""
+    """A submitted task, by its index, with the signs at its submission and at the last check."""
 
     index: int
     first: Sign

@@ -121,7 +121,7 @@ def drawable(characters: str, substitute: str) -> str:
 
 
 def write(text: str) -> None:
-    """Write to standard output at once. Raises StorageFailed if that fails, BrokenPipeError if nobody reads it."""
+    """Write to standard output and flush it. Raises StorageFailed if that fails, BrokenPipeError for a closed pipe."""
     if sys.stdout is None:
         return
     try:
@@ -134,15 +134,15 @@ def write(text: str) -> None:
         raise StorageFailed(problem, hint="what was built is kept; see it with `status`") from error
 
 
-def escape_what_cannot_be_shown() -> None:
-    """Let the standard streams show an escape for each character that their encoding lacks, instead of failing."""
+def escape_unencodable() -> None:
+    """Make the standard streams write an escape for each character that their encoding lacks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
             stream.reconfigure(errors="backslashreplace")
 
 
-def discard_what_cannot_be_written() -> None:
-    """Flush the standard streams, and empty those that fail: the interpreter would fail on them again at its end."""
+def flush_or_discard() -> None:
+    """Flush the standard streams. Discard the output of one that fails: the interpreter would fail on it at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:

@@ -36,11 +36,11 @@ from pipeline.runtime.signals import current_stop
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_SLOT_BYTES = 12 << 20  # several times what tokenizing sends at once, so that nearly every result fits too
-_TASKS_PER_WORKER = 4  # unfinished or unread, at most
-_STOP_INTERVAL = 0.1  # seconds between two looks at the stop event
+_SLOT_BYTES = 12 << 20  # several times the size of a tokenizing task, so that nearly every result fits too
+_TASKS_PER_WORKER = 4  # maximum number of tasks that are unfinished or whose result is not yet yielded
+_STOP_INTERVAL = 0.1  # seconds between two checks of the stop event
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# Python's defaults look for cycles after every 700 new lists; those of documents are in no cycles.
+# Python's default is to search for reference cycles after every 700 new objects. Lists of documents form no cycles.
 _GC_THRESHOLDS = (100_000, 50, 100)
 _PICKLE_ERRORS = (pickle.PickleError, TypeError, AttributeError)  # raised for an object that cannot be pickled
 
@@ -53,7 +53,7 @@ def default_jobs() -> int:
 
 
 def run_isolated(function: Callable[..., Result], *arguments: object, stop: threading.Event | None = None) -> Result:
-    """Return `function(*arguments)`, run in its own process. For C libraries that can crash, or do not heed signals.
+    """Return `function(*arguments)`, run in its own process. For C libraries that can crash or that ignore signals.
 
     The process is killed when `stop` is set (None: the event that SIGTERM sets) and on Ctrl-C. Raises what the function
     raises, TryAgain after a stop, and WorkerLost when the process was killed by something else.
@@ -112,7 +112,7 @@ def map_ordered(
 
 @contextmanager
 def rare_collections() -> Iterator[None]:
-    """Look for cycles rarely within the context."""
+    """Run Python's search for reference cycles rarely within the block."""
     thresholds = gc.get_threshold()
     gc.set_threshold(*_GC_THRESHOLDS)
     try:

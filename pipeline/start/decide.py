@@ -21,7 +21,7 @@ from pipeline.tokens.stage import DEFAULT_VAL_FRACTION
 from pipeline.tokens.survey import FEW_DOCUMENTS, is_divisible
 
 _CHARACTERS_PER_TOKEN = (3.4, 1.3)  # of text that is too short for a vocabulary: of English, of classical Chinese
-_TRAINED = 400_000  # characters of the sample, which take half a second
+_TRAINED = 400_000  # characters of the sample that a vocabulary is trained on, in half a second
 _AS_CHAT = "these are conversations: `start` with --from RUN tunes a run on them"
 _LINE = re.compile(r"[^\n]{1,1000}")
 _POSSIBLE_SIZE = re.compile(r"value <= (\d+)")
@@ -85,9 +85,9 @@ def require_divisible(text: Survey) -> None:
 
 
 def count_tokens(text: Survey) -> int:
-    """Estimate the number of BPE tokens of the training text: encode a part of the sample by a vocabulary of its own.
+    """Estimate the number of BPE tokens of the training text, with a vocabulary that is trained on part of the sample.
 
-    How many characters a token has depends on more than the language: dates and names that recur are few tokens.
+    Characters per token depend on more than the language: dates and names that recur are few tokens.
     """
     lines = _LINE.findall(text.sample)[:: 1 + len(text.sample) // _TRAINED]
     per_token = _CHARACTERS_PER_TOKEN[0] * (1 - text.chinese) + _CHARACTERS_PER_TOKEN[1] * text.chinese

@@ -28,8 +28,8 @@ def train_byte_level(
 ) -> FastTokenizer:
     """Train a tokenizer with exactly `vocab_size` ids, or with `adapt` as near as possible; end-of-text is id 0.
 
-    Its bytes are the same for the same text, whatever the number of threads. The library heeds no signal, so it has a
-    process of its own, which `stop` ends. Raises BadData if the text does not allow the size, TryAgain after a stop.
+    The same text gives the same bytes with any number of threads. The library ignores signals, so it runs in a separate
+    process, which `stop` kills. Raises BadData if the text does not allow the size, TryAgain after a stop.
     """
     if vocab_size < _SMALLEST and not adapt:
         raise _impossible(vocab_size, f"its bytes alone need {_SMALLEST}", _SMALLEST)

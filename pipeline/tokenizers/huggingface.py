@@ -62,9 +62,9 @@ def _token_strings(tokenizer: Tokenizer) -> dict[int, str]:
 def bpe_merges(ranks: Mapping[Piece, int]) -> list[tuple[Piece, Piece]]:
     """Return every pair of pieces that form another piece, in BPE's order: by the rank of the merged piece.
 
-    Both tiktoken and SentencePiece merge any pair that forms a piece, the leftmost pair first, while a list of merges
-    applies the first pair in the list. So of the pairs `ab a` and `a ba`, as in the text `ab a ba`, the one that can
-    be further left comes first.
+    tiktoken and SentencePiece merge any two pieces that form another one, the leftmost two first. A list of merges
+    applies its own order instead. So of two pairs that form the same piece and can overlap, the one that is further
+    left in the overlap comes first: of `ab a` and `a ba`, which overlap in `ab a ba`, it is `ab a`.
     """
     merge_list: list[tuple[Piece, Piece]] = []
     for piece in sorted(ranks, key=lambda piece: ranks[piece]):

@@ -30,9 +30,9 @@ def find(root: Path, reference: str, encoder: str = "auto", end_of_text: str = "
     """Return the tokenizer that `reference` names, and its artifact if it was trained here.
 
     `reference` is one of tiktoken's encodings, the name of a trained tokenizer, a `.model` file, a Hugging Face
-    tokenizer.json or its folder, or a run, whose name counts if no tokenizer has it. `encoder` is one of ENCODERS; only
-    tiktoken's encodings offer a choice. `end_of_text` is a token of a tokenizer.json, "" for the one that its files
-    name. Raises BadConfig, InputMissing or BadData.
+    tokenizer.json or its folder, or a run; a name is that of a run only if no tokenizer has it. `encoder` is one of
+    ENCODERS; only tiktoken's encodings offer a choice. `end_of_text` is a token of a tokenizer.json, "" for the one
+    that its files name. Raises BadConfig, InputMissing or BadData.
     """
     check_encoder(reference, encoder)
     is_trained = reference not in ENCODINGS and artifact.current(root, "tokenizers", reference) is not None
@@ -68,11 +68,11 @@ def _of_run(root: Path, reference: str) -> Tokenizer | None:
 
 
 def choose(root: Path, texts: Sequence[str], namesake: str) -> tuple[Artifact, str]:
-    """Choose the tokenizer for texts that are named like artifacts; return it, and the reason if it is not obvious.
+    """Choose the tokenizer for texts, given by name; return it, and the reason unless the choice is obvious.
 
-    It is one that was trained on all of these texts: the one called `namesake`, or else that published last. If there
-    is none, it is the namesake, or else the only tokenizer. Raises BadConfig, which lists them, if there are several,
-    and InputMissing if there are none.
+    A tokenizer that was trained on all of these texts is preferred: the one called `namesake`, else the newest. If none
+    was, the choice is the one called `namesake`, else the only tokenizer. Raises BadConfig, with their names, if
+    several tokenizers remain, InputMissing if there are no tokenizers.
     """
     names = names_newest_first(root, "tokenizers")
     tokenizers = {name: entry for name in names if (entry := artifact.current(root, "tokenizers", name))}

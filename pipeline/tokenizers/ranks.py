@@ -42,7 +42,7 @@ _COPIES = {
     "cl100k_base": (("Xenova/gpt-4", "tokenizer.json"),),
     "o200k_base": (("Xenova/gpt-4o", "tokenizer.json"), ("openai/gpt-oss-20b", "tokenizer.json")),
 }
-# p50k_base is r50k_base with an end-of-text id in between and these runs of spaces behind.
+# p50k_base has the ranks of r50k_base, then the end-of-text id, then these runs of spaces.
 _P50K_SPACES = {" " * count: 50_255 + count for count in range(2, 26)}
 _LETTERS = {byte: 0x100 + n for n, byte in enumerate([*range(0x21), *range(0x7F, 0xA1), 0xAD])}
 _LETTER_BYTES = {letter: byte for byte, letter in _LETTERS.items()}  # of GPT-2's encoder.py
@@ -76,7 +76,7 @@ def definition(encoding: str) -> dict[str, Any]:
 def download(encoding: str, network: Network | None = None, mirror: str = "") -> tuple[Path, bool]:
     """Put the ranks of an encoding into this program's cache. Return their path, and True if they were not there yet.
 
-    With `mirror`, that server is asked instead of the official one and of the hub. Raises BadConfig for an unknown
+    With `mirror`, requests go to that server instead of the official one and the hub. Raises BadConfig for an unknown
     encoding, and the errors of `definition`.
     """
     file = ranks_file(encoding)
@@ -143,8 +143,8 @@ def own_cache() -> Path:
 def find_ranks(file: RanksFile, network: Network | None = None, mirror: str = "") -> bytes:
     """Return the ranks in tiktoken's format from the first place that has them; fetched ones are cached.
 
-    Without `network`, each server is asked once, with short timeouts. Raises TryAgain if no place has them and a later
-    attempt may succeed, else BadData; the message names every place with its reason.
+    Without `network`, each server gets one request, with short timeouts. If no place has the ranks, raises TryAgain if
+    a later attempt may succeed, else BadData. The message names every place and why it failed.
     """
     problems: list[str] = []
     for folder in (tiktoken_cache(), own_cache()):

@@ -40,8 +40,8 @@ def train_sentencepiece(
 
     The settings are those of pipeline/clean/report/sentencepiece_flags.py for Chinese text. The `identity` normaliser
     keeps ，！？ (the default NFKC turns them into ASCII), no dummy prefix keeps ▁ off the beginning of every line, and
-    byte fallback leaves no character unknown. The trainer heeds no signal, so it has a process of its own, which `stop`
-    ends. Raises BadData if the text does not allow the size, TryAgain after a stop.
+    byte fallback leaves no character unknown. The trainer ignores signals, so it runs in a separate process, which
+    `stop` kills. Raises BadData if the text does not allow the size, TryAgain after a stop.
     """
     return SentencePiece(run_isolated(_train_nearest, texts, kind, vocab_size, flags, adapt, stop=stop), name)
 

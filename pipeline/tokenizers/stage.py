@@ -73,9 +73,10 @@ _LIBRARIES = {"bpe": ("sentencepiece",), "unigram": ("sentencepiece",), "bbpe": 
 
 
 def requested_size(kind: str, vocab_size: int | str | None) -> int | None:
-    """Return the size asked for, None if it is to be chosen for the corpus ("auto" or None).
+    """Return the requested vocabulary size, None if the stage chooses it ("auto" or None).
 
-    For characters it is the most ids to keep, 0 for all, which is also what "auto" means. Raises BadConfig.
+    For a tokenizer of characters, it is the maximum number of ids; 0, or "auto", keeps all characters. Raises
+    BadConfig.
     """
     if vocab_size is None or vocab_size == AUTO:
         return 0 if kind == "char" else None
@@ -105,9 +106,9 @@ def check_options(kind: str, vocab_size: int | str | None = None) -> None:
 
 
 def mismatch(trained: Artifact, kind: str, vocab_size: int | str | None) -> str:
-    """Return how a trained tokenizer differs from the kind and size asked for, "" if it does not.
+    """Return how a trained tokenizer differs from the requested kind and size, "" if it does not.
 
-    Any size fits if it is left to the stage.
+    Without a requested size, any size fits.
     """
     options, size = trained.manifest.options, requested_size(kind, vocab_size)
     if options.get("kind", kind) != kind:

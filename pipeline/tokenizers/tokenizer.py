@@ -40,7 +40,7 @@ class Tokenizer(Protocol):
 
     `end_of_text` is the id that follows every document. `vocab_size` counts all ids. `fingerprint` identifies the
     vocabulary. `unknown_id` encodes the characters that are not in the vocabulary, None if every text can be encoded.
-    `normalizes` is true if ids may decode to another text than was encoded even if all its characters are known.
+    `normalizes` is true if the ids of a text may decode to another one even if all its characters are known.
     `encoder` names the library that encodes batches. `boundary` matches, with zero width, the positions where a text
     can be cut so that the ids of its parts, concatenated, are the ids of the text; None if no such position is known.
     """

@@ -116,7 +116,7 @@ class TokenizerFile:
         return str(self._model.get("type") or default)
 
     def unknown_id(self) -> int | None:
-        """Return the id of text that the vocabulary lacks, None if it spells every text in bytes or has no such id."""
+        """Return the id for unknown text, None if the vocabulary can encode every text as bytes, or has no such id."""
         if self._model_type in ("BPE", "Unigram"):
             if self._model.get("byte_fallback") and all(f"<0x{byte:02X}>" in self._ids for byte in range(256)):
                 return None
@@ -130,9 +130,9 @@ class TokenizerFile:
         return _BYTE_LEVEL in self.decoders and not self._content.get("normalizer") and not strips
 
     def is_divisible(self) -> bool:
-        """Return True if the ids of a text may be those of its parts: its words are encoded one by one.
+        """Return True if a text may be cut without changing its ids, because its words are encoded one by one.
 
-        An added token that contains a boundary, or that takes the spaces around it, forbids it.
+        Return False if an added token contains a boundary, or takes the spaces around it.
         """
         others = [token for token in self._added if not token.get("special")]
         return bool(self._content.get("pre_tokenizer")) and not any(

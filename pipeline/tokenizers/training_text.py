@@ -82,8 +82,8 @@ def find_sentences(root: Path, references: Sequence[str]) -> list[Sentences]:
 def flags_of(texts: Sequence[Sentences]) -> Flags:
     """Return the settings that `clean` recommends for these texts, or the defaults for a text without a report.
 
-    Of several texts, the largest decides, except that no line of any may be too long and that the largest vocabulary
-    is suggested. They decide bytes, and the key covers them: the digest of a corpus includes its report.json. Raises
+    Of several texts, the settings of the largest are used, with the largest line length and the largest vocabulary size
+    of all. The settings decide bytes, and are part of the key: the digest of a corpus covers its report.json. Raises
     BadData if a report is damaged.
     """
     settings = [_report_of(text).tokenizer for text in texts]
@@ -127,8 +127,10 @@ def lines_of(texts: Sequence[Sentences], limit: int = 0) -> Iterator[str]:
 
 
 def raw_lines(texts: Sequence[Sentences]) -> Iterator[bytes]:
-    """Yield the lines of all texts in UTF-8 with their line ends: of a file from elsewhere, all as \\n and without a
-    byte order mark."""
+    """Yield the lines of all texts in UTF-8 with their line ends.
+
+    In a file that `clean` did not write, every line end becomes \\n, and a byte order mark is removed.
+    """
     for text in texts:
         is_plain = text.made_from.role != "corpus"
         for path in text.paths:
@@ -147,7 +149,7 @@ def _plain_lines(line: bytes) -> Iterator[bytes]:
 
 
 def is_foreign(text: Sentences) -> bool:
-    """Return True if a file from elsewhere has carriage returns or byte order marks, which are not trained on."""
+    """Return True if a file that `clean` did not write has carriage returns or byte order marks."""
     if text.made_from.role == "corpus":
         return False
     with open(text.paths[0], "rb") as lines:

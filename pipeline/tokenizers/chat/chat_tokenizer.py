@@ -136,14 +136,15 @@ class ChatTokenizer:
     def _encode_runs(self, runs: Sequence[str], encode: Callable[[str], Sequence[int]]) -> list[Sequence[int]]:
         """Return the ids of each run of a text: those of the joined text, unless a token spans two runs.
 
-        No token does if the ids of every beginning are a prefix of the ids of the text. The exception is the unknown id
-        at the end of a beginning, which may stand for characters on both sides.
+        The text is encoded, and every prefix of it that ends with a run. No token spans two runs if the ids of each
+        prefix are the first ids of the text, and do not end with the unknown id, which may stand for characters of two
+        runs.
         """
-        *beginnings, text = accumulate(runs)
+        *prefixes, text = accumulate(runs)
         ids = encode(text)
         rows, start = [], 0
-        for beginning in beginnings:
-            before = encode(beginning)
+        for prefix in prefixes:
+            before = encode(prefix)
             if ids[: len(before)] != before or (before and before[-1] == self.unknown_id):
                 return [encode(run) for run in runs]
             rows.append(ids[start : len(before)])
