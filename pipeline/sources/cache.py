@@ -85,9 +85,9 @@ def write_lock_file(root: Path, source: str, pinned: dict[str, RawFile]) -> None
 
 
 class PinWriter:
-    """The lock file while files are fetched: written at most every second, since a source may have a thousand files.
+    """Writer of the lock file while files are fetched: at most once a second, since a source may have many files.
 
-    The state of a file that is not pinned yet stays beside it, so that it is not fetched again after a kill.
+    Until a fetched file is pinned, its download state is kept, so that it is not fetched again after a kill.
     """
 
     def __init__(self, root: Path, source: str, pinned: dict[str, RawFile]) -> None:

@@ -134,10 +134,10 @@ def resolve_source(
 
     `shards` selects files of the Pile ("0-2,val"). `mirror` replaces the scheme and host of catalogue URLs; it may
     serve the files under the same path, under their path in the repository, or at its root. It may also be a local
-    folder: a clone of the repository, or a folder of clones. HF_ENDPOINT and HF_TOKEN are read from `environment`. Of a
-    folder or dataset, `include` and `exclude` choose the files; of a folder also `leave_out` and `text_fields`, as
-    `walk` explains.
-    Raises BadConfig for invalid options or URLs, InputMissing if nothing has that name, BadData for a file that is no
+    folder: a clone of the repository, or a folder of clones. HF_ENDPOINT and HF_TOKEN are read from `environment`.
+    `include` and `exclude` choose the files of a folder or dataset; `leave_out` and `text_fields` apply to a folder
+    (see `walk`).
+    Raises BadConfig for invalid options or URLs, InputMissing if nothing has that name, BadData for a file that is not
     text.
     """
     if shards and reference != "pile":
@@ -197,7 +197,7 @@ def _hub(mirror: str, environment: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _own_name(file_name: str) -> str:
-    """Return the name of a source outside the catalogue; `pile.txt` must not share a folder with the Pile."""
+    """Return the name of a source that is not in the catalogue: `pile.txt` must not share a folder with the Pile."""
     name = name_from_path(file_name)
     return f"my-{name}" if name in CATALOGUE else name
 
@@ -338,12 +338,12 @@ def _local(
 
 
 def is_like_path(reference: str) -> bool:
-    """Return True if a name with which nothing was found was meant as a path: it has a slash or a suffix."""
+    """Return True if a name looks like a path: it has a slash or a suffix."""
     return "/" in reference or Path(reference).suffix != ""
 
 
 def similar_path(reference: str) -> str:
-    """Return a suggestion for the hint of a name with which nothing was found: an entry of its folder, or a source."""
+    """Return the beginning of a hint, for a name that matches nothing: a similar entry of its folder, or source."""
     names = [] if "/" in reference else list(CATALOGUE)
     with suppress(OSError):
         names += sorted(os.listdir(Path(reference).parent))

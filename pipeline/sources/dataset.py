@@ -86,11 +86,11 @@ class Dataset:
 
     @property
     def page(self) -> str:
-        """The address where people read about the dataset and accept its terms."""
+        """The URL of the page of the dataset, where a user can accept its terms."""
         return f"{self.endpoint}/datasets/{self.repository}"
 
     def has_origin(self, url: str) -> bool:
-        """Return True if the file that was fetched from `url` is of this dataset."""
+        """Return True if `url` is that of a file of this dataset."""
         return f"/datasets/{self.repository}/resolve/" in url
 
     def is_chosen(self, path: str) -> bool:

@@ -32,8 +32,8 @@ _SURVEY_THREADS = 8
 class FileStatus:
     """Status of one file: `state` is "there", "new", "changed", "damaged" or "refused" (see `error`).
 
-    `bytes` remain to be fetched (None: the server does not send a size), `size` is the size of the file, and `smallest`
-    its least acceptable size. `url` and `remote` are those to fetch it by; a local file has none.
+    `bytes` is the number of bytes still to fetch (None: the server sends no size), `size` the size of the file, and
+    `smallest` the minimum size that is accepted. `url` and `remote` describe where to fetch it; a local file has none.
     """
 
     file: SourceFile
@@ -98,9 +98,9 @@ def check_upstream(
 ) -> list[FileStatus]:
     """Return the status of each file of `source`, which is listed already. Sends requests and downloads nothing.
 
-    A file is refused if it differs from its pin (unless `update`), shrank (unless `allow_shrink`), is gone upstream,
-    or never existed; a local file, if it lost text (unless `allow_shrink`). Raises TryAgain if the server cannot be
-    reached, BadConfig for a name that the cache cannot hold.
+    A file is refused if it differs from its pin (unless `update`), shrank (unless `allow_shrink`), or is not on the
+    server. A local file is refused if it lost text (unless `allow_shrink`). Raises TryAgain if the server cannot be
+    reached, BadConfig for a name that the cache cannot store.
     """
     folder = cache.source_folder(root, source.name)
     for file in source.files:
@@ -231,9 +231,9 @@ def fetch_missing(
 ) -> DownloadResult:
     """Fetch and pin the files that `check_upstream` found missing, `jobs` at a time. Ctrl-C stops all of them.
 
-    The lock file of a local folder loses the pins of files that are gone from the folder; that of a dataset likewise.
-    Those that `statuses` refuse are kept. The result names the folder of the raw cache, which is another one if another
-    source claimed it since `check_upstream`.
+    Pins of files that a local folder or a dataset no longer has are removed from its lock file, unless `statuses`
+    refuse these files. The result names the folder of the raw cache: it is another one if another source claimed the
+    folder since `check_upstream`.
     """
     folder, pinned = cache.source_folder(root, source.name), cache.read_lock_file(root, source.name)
     missing = [status for status in statuses if status.state not in ("there", "refused")]

@@ -32,7 +32,7 @@ ATTEMPTS = 5  # in a row without new bytes
 MAX_REDIRECTS = 5
 _CONNECT_TIMEOUT, _READ_TIMEOUT = 10.0, 30.0  # seconds
 _MAX_IDLE = 18.0  # seconds without new bytes, not counting waits that a server requested
-_PAUSE = 0.4  # seconds before the first retry at most, doubled before each further one
+_PAUSE = 0.4  # maximum seconds before the first retry, doubled before each further one
 _MAX_WAIT = 300.0  # seconds, of the wait that a server requests
 _RETRY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _PERMANENT = (
@@ -54,7 +54,7 @@ class Retry(Exception):
 
 
 class Stalled(Retry):
-    """A response that was too slow. It is detected only after a long wait."""
+    """A response that was too slow, or stopped."""
 
 
 class BandwidthLimit:
@@ -358,7 +358,7 @@ def _one_line(error: Exception, shown_url: str) -> str:
 def ping(url: str, stop: threading.Event) -> None:
     """Request `url` to notify a monitor such as healthchecks, in five seconds at most. Failures are ignored."""
     limits = Network(connect_timeout=2.0, read_timeout=3.0, stop=stop)
-    if stop.is_set():  # the monitor may know of the end, but must not delay it
+    if stop.is_set():  # the command must end soon
         limits = Network(connect_timeout=0.25, read_timeout=0.25)
     with suppress(OSError, InkstoneError):  # includes the errors of requests
         _probe("GET", url, limits)

@@ -1,7 +1,7 @@
 """The listing of a dataset on the Hugging Face hub: its files at one commit, with their sizes and sha256.
 
-The listing that a download used is stored beside its files, in `.listing.json`. Until the pins are to move, the same
-files at the same commit are fetched, and no request is needed for a dataset that is complete.
+The listing that a download used is stored beside its files, in `.listing.json`. It is used until the user updates the
+pins: later downloads fetch the same files at the same commit, and a complete dataset needs no request.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def list_source(root: Path, source: Source, network: Network, progress: Progress
             )
         try:
             return _with_files(source, dataset, stored, dataset.select(stored))
-        except InputMissing:  # the dataset may have got such files since then
+        except InputMissing:  # the dataset may have such files by now
             pass
     listing = fetch_listing(dataset, network)
     selected = dataset.select(listing)

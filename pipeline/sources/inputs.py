@@ -75,10 +75,10 @@ def gather_inputs(
     text_fields: Sequence[str] = (),
     deep: bool = False,
 ) -> Inputs:
-    """Return the files that all `references` name, in their order; what is left out is reported in one line.
+    """Return the files that `references` name, in order. Files that are left out are reported in one line.
 
-    The same text a second time is left out. Raises the errors of `resolve_inputs`, with all names together that do not
-    exist, and NotText for all files together that are named and hold no text.
+    Of files with the same text, the first is kept. Raises the errors of `resolve_inputs`: one InputMissing for all
+    names that do not exist, and one NotText for all named files that are not text.
     """
     named: list[InputFile] = []
     left_out: list[LeftOut] = []
@@ -129,7 +129,7 @@ def _not_text(errors: Sequence[NotText]) -> NotText:
     more = f" and {len(errors) - _MAX_NAMED} more" if len(errors) > _MAX_NAMED else ""
     return NotText(
         f"{len(errors)} inputs are not text: {names}{more}",
-        hint="leave them out, or name their folder: it passes over such files",
+        hint="leave them out, or name their folder: files that are not text are then skipped",
     )
 
 
@@ -148,11 +148,11 @@ def resolve_inputs(
     """Return the files that `reference` names, in a fixed order.
 
     It is a corpus (if `corpora`), a raw source or a part of one (`pile/train`), a dataset that was downloaded
-    (`hf:OWNER/NAME`), objects in a bucket (`s3://bucket/pile/*.jsonl.zst`), a file, or a folder. A path that exists
-    goes before a raw source; before a corpus only if it is written as a path, with "/" or a suffix. `progress` says
-    which is read if a bare name could be both. Of the files of a folder or source, `include`, `exclude` and
-    `text_fields` choose, as `walk` explains; the entries of a folder that are not read are added to `left_out`. With
-    `deep` every byte is hashed again.
+    (`hf:OWNER/NAME`), objects in a bucket (`s3://bucket/pile/*.jsonl.zst`), a file, or a folder. An existing path is
+    preferred to a raw source, and to a corpus if it is written as a path, with "/" or a suffix. If a bare name could be
+    both, `progress` reports which one is read. `include`, `exclude` and `text_fields` choose files of a folder or
+    source (see `walk`); the entries of a folder that are not read are added to `left_out`. With `deep` every byte is
+    hashed again.
 
     Raises InputMissing with the command to run first if there is none, NotText if a named file cannot be read as text,
     BadData if a cached file is damaged.
@@ -245,7 +245,7 @@ def pinned_files(root: Path, source: str, names: Collection[str], *, deep: bool 
 
 @contextmanager
 def explain_exclude(paths: Collection[Path], named: Collection[str]) -> Iterator[None]:
-    """Add to the error of one of several files how to leave it out, unless the user named that file."""
+    """Add to the hint of an error about one of several files how to leave that file out, unless the user named it."""
     try:
         yield
     except BadData as error:

@@ -1,7 +1,7 @@
-"""Copies of local files in the raw cache: which are up to date, which originals lost text, and taking a copy.
+"""Copies of local files in the raw cache: compare them with their originals, detect lost text, and copy a file.
 
-A local source is watched like a server: a file that vanished or shrank never replaces its copy without an explicit
-option, and a file that changes while it is copied is refused.
+A local source gets the same checks as a server: a file that vanished or shrank never replaces its copy without an
+explicit option, and a file that changes while it is copied is refused.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _CHOSEN = ("excluded", "not included")  # reasons of files that the user leaves 
 
 
 def digests(root: Path, source: Source, pins: Mapping[str, RawFile]) -> dict[str, str]:
-    """Return the sha256 of the local files of `source` whose size is that of a pinned file, by name.
+    """Return the sha256, by name, of the local files of `source` that have the size of a pinned file.
 
-    Any other file differs from every copy. Hashes of unchanged files come from the cache of hashes.
+    Files of other sizes differ from every copy, so they are not hashed. Hashes of unchanged files are cached.
     """
     sizes = {pin.size for pin in pins.values()}
     paths = {file.name: file.local for file in source.files if file.local and files.file_size(file.local) in sizes}
@@ -36,11 +36,10 @@ def digests(root: Path, source: Source, pins: Mapping[str, RawFile]) -> dict[str
 
 
 def lost_files(source: Source, pins: Mapping[str, RawFile], current: Mapping[str, str]) -> dict[str, str]:
-    """Return the pinned files whose text the source no longer has, and for each what became of it.
+    """Return, by name, the pinned files whose text the source no longer has, each with the reason.
 
-    A file vanished, shrank, or is left out now because of its content. If another file has the same bytes (`current`:
-    sha256 by name), it was only renamed. A file that the user leaves out, or takes from another folder now, is not
-    lost.
+    A file is lost if it vanished, shrank, or is now left out because of its content. It is not lost if another file
+    has the same bytes (`current`: sha256 by name), if the user leaves it out, or if it now comes from another folder.
     """
     if not source.origin:
         return {}
@@ -62,7 +61,7 @@ def lost_files(source: Source, pins: Mapping[str, RawFile], current: Mapping[str
 
 
 def is_lost(root: Path, reference: str, recipe: str) -> bool:
-    """Return True if files were copied from the path `reference`, for itself or for a recipe, and lost text since."""
+    """Return True if a file that was copied from the path `reference`, for it or for `recipe`, lost text since then."""
     path = os.path.abspath(reference)
     copies = [
         pin for pin in former_pins(root, (path, recipe_origin(recipe))) if f"{copied_path(pin)}/".startswith(f"{path}/")
@@ -90,8 +89,8 @@ def copy(
 ) -> tuple[RawFile, Stamp]:
     """Copy a local file to `target`; return its pin, and the stamp of the original.
 
-    The copy replaces an older one only if the original has the `size` that it had when the work was planned, and the
-    same stamp and bytes after copying as before. Raises TryAgain otherwise.
+    The copy replaces an older one only if the original still has its `size` at planning, and did not change while it
+    was copied. Raises TryAgain otherwise.
     """
     try:
         origin, stamp = recorded_origin(local), hashes.file_stamp(local)

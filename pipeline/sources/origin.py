@@ -1,8 +1,8 @@
 """Folders of the raw cache, one for each source.
 
-`raw/NAME` belongs to the first source whose path or URL ends in NAME; its file `.origin` says to which. A source that
-comes later with the same last name gets `raw/NAME-HASH`, with a hash of its own origin, so that two recipes, or two
-URLs, never replace each other's files. Folders of versions before this file are recognised by their pins.
+`raw/NAME` belongs to the first source whose path or URL ends in NAME; its file `.origin` names that source. A later
+source with the same last name gets `raw/NAME-HASH`, with a hash of its own origin. So two recipes, or two URLs, never
+replace each other's files. Folders of older versions have no `.origin`; their pins show the source.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _WAIT = 10.0  # seconds; another process holds the lock for an instant
 def with_folder(root: Path, source: Source) -> Source:
     """Return the source with the name of its folder in the raw cache. Writes nothing.
 
-    Raises BadData if the lock file of a folder cannot be read, BadConfig if the folder of a source of the catalogue
-    holds files that came from elsewhere, before its name was in the catalogue.
+    Raises BadData if the lock file of a folder cannot be read, BadConfig if the folder of a catalogue source has files
+    of another source, from before its name was in the catalogue.
     """
     if source.name in CATALOGUE and not source.origin and (owner := _owner(root, source.name)):
         folder = cache.source_folder(root, source.name)
@@ -45,8 +45,8 @@ def with_folder(root: Path, source: Source) -> Source:
 def claim_folder(root: Path, source: Source, progress: Progress) -> Source:
     """Record that a folder of the raw cache belongs to `source`, and return the source with the folder's name.
 
-    Another process may have claimed the folder since `with_folder`; then it is another one. Raises TryAgain if a
-    process holds the lock of the raw cache for long.
+    If another process claimed the folder since `with_folder`, the source gets another folder. Raises TryAgain if a
+    process holds the lock of the raw cache for more than 10 seconds.
     """
     source = with_folder(root, source)
     if not source.origin or _owner(root, source.name) == source.origin:
@@ -68,13 +68,13 @@ def recipe_origin(recipe: str) -> str:
 
 
 def former_pins(root: Path, origins: Sequence[str]) -> list[RawFile]:
-    """Return the pins of the folders of the raw cache that belong to one of `origins`."""
+    """Return all pins in the folders of the raw cache that belong to one of `origins`."""
     names = [path.parent.name for path in (root / "raw").glob(f"*/{ORIGIN_FILE}")]
     return [pin for name in names if _owner(root, name) in origins for pin in cache.read_lock_file(root, name).values()]
 
 
 def _owner(root: Path, name: str) -> str | None:
-    """Return the origin of the source to which `raw/NAME` belongs; None if the folder does not say."""
+    """Return the origin of the source to which `raw/NAME` belongs, None if the folder has no `.origin`."""
     try:
         return os.fsdecode((cache.source_folder(root, name) / ORIGIN_FILE).read_bytes())
     except FileNotFoundError:

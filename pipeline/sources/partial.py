@@ -27,15 +27,15 @@ if TYPE_CHECKING:  # `status` needs no requests
 
 QUARANTINE = "quarantine"
 RESERVE = 64 << 20  # bytes to leave free on the disk
-_CHECK_EVERY = 1 << 20  # bytes written between two looks at the free space
+_CHECK_EVERY = 1 << 20  # bytes written between two checks of the free space
 _MAX_NAME = 200  # bytes; with the suffixes a longer name would be too long for a file system
 
 
 class PartialState(msgspec.Struct, frozen=True):
     """Content of `NAME.part.json`: the remote file, and how many bytes of `NAME.part` are durable.
 
-    `came` is the sha256 of the complete file where the server publishes none. It identifies NAME itself if the process
-    ends between publishing and pinning it.
+    `came` is the sha256 of the complete file if the server publishes none. A later process recognizes NAME by it if
+    this one ends after NAME is published and before it is pinned.
     """
 
     schema: int
@@ -73,7 +73,7 @@ def _read_state(target: Path, remote: RemoteFile) -> PartialState | None:
 
 
 def resumable_size(target: Path, remote: RemoteFile) -> int:
-    """Return how many bytes of this remote file an earlier process left, which need not be fetched again."""
+    """Return the number of bytes of this remote file that an earlier process left. They are not fetched again."""
     state = _read_state(target, remote)
     size = files.file_size(part_path(target)) or 0
     return max(0, min(state.durable, size)) if state else 0
@@ -107,7 +107,7 @@ class PartialFile:
     def __init__(self, target: Path, out: HashingFile) -> None:
         self._target, self._out = target, out
         self.durable_size = 0
-        self._checked_size = 0  # size at which free space is looked at again
+        self._checked_size = 0  # size at which the free space is checked again
 
     @property
     def size(self) -> int:
@@ -129,7 +129,7 @@ class PartialFile:
         self._out.write(piece)
 
     def require_space(self) -> None:
-        """Leave the reserve free, whatever a server sends that announced no size. Nothing of such a body is kept."""
+        """Raise StorageFailed, and empty the part, if less than the reserve is free: the body may have any size."""
         if self._checked_size <= self.size:
             self._checked_size = self.size + _CHECK_EVERY
             try:

@@ -148,7 +148,7 @@ class _Transfer:
             raise
 
     def _least_progress(self) -> int:
-        """Return how many new bytes reset the retries; with fewer, a trickling server would be retried forever."""
+        """Return the number of new bytes that reset the retries; with fewer, a very slow server is retried forever."""
         return max(1, min(_SLOW_BYTES, (self._remote.size or _SLOW_BYTES) // 4))
 
     def _finish(self) -> Fetched:

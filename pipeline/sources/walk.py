@@ -1,11 +1,11 @@
 """Select the files of a folder that hold text, and list the others with the reason why each is left out.
 
-A name decides first: hidden entries, copies that editors keep, folders of other tools and artifacts are passed over.
-Of the other files those are opened that have the suffix of a text, or that match an `--include`. The content decides
-then: empty files, images and other kinds are left out, and so is the same text a second time.
+Files are selected by name first: hidden entries, backups of editors, folders of other tools and artifacts are skipped,
+and so are files that have no suffix of a text and match no `--include`. The others are opened and selected by content:
+empty files, images and other kinds are left out, and files with the same text as an earlier one.
 
-Three entries are errors instead, because text would be missing without a word: a link whose target does not exist, an
-entry that may not be read, and the pointer of Git LFS or a similar program in the place of a file.
+Three kinds of entries are errors, because text would be missing without a message: a link whose target does not exist,
+an entry that may not be read, and a pointer of Git LFS or a similar program instead of a file.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _HEAD = 1 << 16  # bytes that are compared before files of equal size are hashed
 _MAX_OPENED = 100  # files of other suffixes that are opened for the hint of an error
 _MAX_DEPTH = 100  # folders within folders; resolving their paths takes time that grows with the square
 _MAX_REASONS = 6  # in the summary
-_DOCUMENTS = re.compile(  # reasons of files that hold text for people, which a user would miss most
+_DOCUMENTS = re.compile(  # reasons of files with text in formats that are not read; summaries list them first
     r"an? (?:PDF|(?:old )?Word file|RTF file|OpenDocument file|Kindle book|DjVu file|"
     r"\.(?:docx?|odt|rtf|pdf|wps|pages|mobi|azw3?|djvu|chm|caj|umd) file)"
 )
@@ -250,7 +250,7 @@ class _Search:
                     self._read_entry(entry, entry_name)
 
     def _leads_into_store(self, real: str) -> bool:
-        """Return True for a path in one of the artifacts folders, unless the folder to read is in it, too."""
+        """Return True for a path in an artifacts folder that does not contain the folder to read."""
         top = f"{os.path.realpath(self.folder)}/"
         stores = (f"{store}/" for store in self.stores)
         return any(f"{real}/".startswith(store) and not top.startswith(store) for store in stores)
@@ -303,7 +303,7 @@ class _Search:
                 self.drop(name, problem)
 
     def keep_one_of_compressed(self) -> None:
-        """Leave out the compressed copy of a file that stands beside it, or the second compressed copy."""
+        """Leave out compressed copies of a file in the same folder; if only copies exist, all but the first."""
         for same_stem in _groups(self.names, without_compression):
             first, *others = sorted(same_stem, key=lambda name: (compression_suffix(name) != "", natural_key(name)))
             for name in others:
@@ -325,9 +325,9 @@ class _Search:
                         self.drop(name, f"{_SAME}{equal[0]}")
 
     def propose_other_suffixes(self) -> None:
-        """Mark the texts with other suffixes if they hold more bytes than what is read.
+        """Mark the texts with other suffixes if they have more bytes than the selected files.
 
-        Of each suffix, the largest file shows if they are texts.
+        The files of a suffix count as texts if the largest one is a text.
         """
         read = sum(self.names.values())
         if sum(self.other.values()) <= read:

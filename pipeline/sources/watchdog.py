@@ -1,7 +1,7 @@
-"""Watchdog over requests: no server, proxy or name server keeps a command waiting beyond its limits.
+"""Watchdog over requests: a slow server, proxy or name server cannot make a command exceed its time limits.
 
-A socket timeout is of one read, and a server that sends a byte now and then never exceeds it. So the time until the
-headers are complete is limited as a whole, and a body is shut down when the command must end.
+A socket timeout applies to one read, and a server that sends single bytes never exceeds it. So the total time until the
+headers are complete is limited, and a body is shut down when the command must end.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _INTERVAL = 0.05  # seconds between two checks
 def send_in_time(send: Callable[[], requests.Response], seconds: float, check: Callable[[], None]) -> requests.Response:
     """Return `send()`, run in a thread that is abandoned when `check` raises, or after `seconds`.
 
-    Raises requests' ReadTimeout after `seconds`. The name of a host is resolved in C code that nothing interrupts, and
-    the thread that waits for it does not keep this process from ending.
+    Raises requests' ReadTimeout after `seconds`. A thread is needed because host names are resolved in C code that
+    cannot be interrupted. It is a daemon: this process can end while the thread waits.
     """
     future: Future[requests.Response] = Future()
     delivery = threading.Lock()  # while it is held and the future is not done, the thread is running

@@ -21,7 +21,7 @@ PATIENCE = 30.0  # seconds until a network file system shows a new file
 
 
 def versions_of(code: Code, libraries: Iterable[str]) -> dict[str, str]:
-    """Return the versions here of what decides bytes: Inkstone and its source code, zstandard and `libraries`."""
+    """Return the versions on this machine of everything that decides bytes: Inkstone, its code, and libraries."""
     state = state_of(code)
     names = sorted({*libraries, "zstandard"})
     return {DISTRIBUTION: state.version, _CODE: state.digest[:16]} | {name: _version(name) for name in names}
@@ -35,7 +35,7 @@ def _version(name: str) -> str:
 
 
 def require_versions(expected: Mapping[str, str], code: Code, settings: Mapping[str, str] | None = None) -> None:
-    """Raise BadConfig if this node would make other bytes. `settings` are its digests of settings."""
+    """Raise BadConfig if this node would make other bytes. `settings` are the digests of settings on this node."""
     settings = dict(settings or {})
     own = versions_of(code, expected.keys() - {DISTRIBUTION, _CODE, *settings}) | settings
     for name, version in expected.items():
@@ -47,13 +47,13 @@ def require_versions(expected: Mapping[str, str], code: Code, settings: Mapping[
 
 
 def require_draft(draft: Path) -> None:
-    """Raise BadConfig if this node does not see a draft with its scratch folder."""
+    """Raise BadConfig unless the scratch folder of `draft` exists on this node."""
     if not (draft / artifact.SCRATCH).is_dir():
         raise BadConfig(f"{platform.node()}: {draft}: no such folder", hint=f"the artifacts folder: {SHARED}")
 
 
 def local_file(entry: InputFile) -> InputFile:
-    """Return an input file as this node sees it; the digest of `entry` is the sha256 of its bytes.
+    """Return an input file with its stamp on this node. The digest of `entry` must be the sha256 of its bytes.
 
     A file with another time or inode is hashed: it may be a copy. Raises InputMissing, or BadData for other bytes.
     """
@@ -70,13 +70,13 @@ def local_file(entry: InputFile) -> InputFile:
 
 
 def wait_for_files(sizes: Iterable[tuple[Path, int]], patience: float = PATIENCE) -> None:
-    """Wait until this machine sees files that a node wrote, at their sizes. Raises BadConfig for a missing one.
+    """Wait until files that a node wrote have their sizes on this machine. Raises BadConfig for a missing file.
 
-    The bytes are not read: they have just been hashed where they were written.
+    The bytes are not read: the node hashed them while it wrote them.
     """
     until = time.monotonic() + patience
     for path, size in sizes:
         while files.file_size(path) != size:
             if time.monotonic() >= until:
-                raise BadConfig(f"{path}: a node wrote it, but it is not here", hint=f"the artifacts folder: {SHARED}")
+                raise BadConfig(f"{path}: written by a node, not on this machine", hint=f"artifacts folder: {SHARED}")
             time.sleep(min(0.2, patience))

@@ -218,7 +218,7 @@ def test_copy_with_another_time_is_the_same_file_and_other_bytes_are_not(task: m
 def test_unit_that_the_driver_does_not_see_names_a_shared_folder(task: make.FileTask) -> None:
     records = make.make(task)
     (task.draft / "train-00017-0000.src").unlink()
-    with pytest.raises(BadConfig, match=r"train-00017-0000\.src: a node wrote it, but it is not here") as caught:
+    with pytest.raises(BadConfig, match=r"train-00017-0000\.src: written by a node, not on this machine") as caught:
         adopt.adopt(task.draft, records, patience=0)
     assert "all nodes share" in caught.value.hint
 
