@@ -47,7 +47,7 @@ class Omitted:
 
 
 def members(content: Content, omitted: Omitted, pattern: str = "") -> Iterator[Content]:
-    """Yield the content of each readable member, in the order of the archive; read one before the next is asked for.
+    """Yield the content of each readable member, in the order of the archive. Read it before requesting the next one.
 
     With a `pattern`, only members whose names match it.
 
@@ -60,7 +60,7 @@ def members(content: Content, omitted: Omitted, pattern: str = "") -> Iterator[C
 
 
 class ZipReader:
-    """The members of a ZIP archive, whose content together is bounded by the size of the archive."""
+    """The members of a ZIP archive. Their total size is limited in proportion to the size of the archive."""
 
     def __init__(self, archive: zipfile.ZipFile, label: str) -> None:
         self._archive, self._label = archive, label
@@ -78,10 +78,10 @@ class ZipReader:
         return b"".join(self.blocks(name)) if name in self._infos else None
 
     def blocks(self, name: str) -> Iterator[bytes]:
-        """Yield the content of a member, after the decompression that the archive itself does."""
+        """Yield the content of a member, decompressed from the archive."""
         info = self._infos[name]
         if info.flag_bits & 1:
-            raise BadData(f"{self._label}: {name} is encrypted", hint="unpack it with its password, name the folder")
+            raise BadData(f"{self._label}: {name} is encrypted", hint="unpack it, then name the folder")
         with zip_errors(f"{self._label}: {name}", "a member of a ZIP archive"), self._archive.open(info) as file:
             while block := file.read(_BLOCK):
                 self._total += len(block)
@@ -104,7 +104,7 @@ def member_name(info: zipfile.ZipInfo) -> str:
 
 @contextmanager
 def zip_errors(label: str, name: str) -> Iterator[None]:
-    """Convert the errors of zipfile to BadData. For compression that it does not know it raises NotImplementedError."""
+    """Convert the errors of zipfile to BadData, also NotImplementedError for a compression that it does not support."""
     try:
         yield
     except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, UnicodeError) as error:

@@ -1,4 +1,4 @@
-"""Recognise binary data: other formats by their magic numbers, and bytes in a text that do not belong there."""
+"""Recognise binary data: files of other formats by their magic numbers, and bytes that no text contains."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MAGIC_NUMBERS = (  # offset, bytes, kind of file
     (0, b"GGUF\x03\0\0\0", "a GGUF model"),
     (0, b"\x7fELF", "a program"),
 )
-_POINTERS = (  # texts that stand in the place of a file in a repository; the file itself is elsewhere
+_POINTERS = (  # texts that a repository stores instead of a large file
     (re.compile(rb"version https://(?:git-lfs|hawser)\b"), "a pointer of Git LFS"),
     (re.compile(rb"[/\\]annex[/\\]objects[/\\][A-Z0-9_]+-[^\n/\\]*--[^\n/\\]+(?:\n|$)"), "a pointer of git-annex"),
     (re.compile(rb"# xet version \d+\s+filesize = \d+\s+hash = "), "a pointer of Xet"),
@@ -67,7 +67,7 @@ _HINTS = {
 
 
 def describe(head: bytes) -> str:
-    """Return what a file is whose `head` is not text, as "a PDF"; "" if it has none of these magic numbers."""
+    """Return the kind of a file by the magic number in its `head`, such as "a PDF"; "" without a known one."""
     if head.startswith(b"PK\x03\x04"):
         if not head.startswith(_ZIP_FIRST, _ZIP_NAME):  # else the names may be those of a file in the archive
             return "a ZIP archive"
@@ -77,7 +77,7 @@ def describe(head: bytes) -> str:
 
 
 def describe_pointer(head: bytes) -> str:
-    """Return the kind of pointer that a file is if a repository stores the file itself elsewhere, else ""."""
+    """Return the kind of pointer, such as "a pointer of Git LFS", if `head` begins one, else ""."""
     return next((kind for pattern, kind in _POINTERS if pattern.match(head)), "")
 
 
@@ -103,7 +103,7 @@ def is_binary(data: bytes) -> bool:
 
 
 def without_few_nuls(data: bytes) -> bytes:
-    """Return the bytes without NULs if they are so few that `NulFilter` removes them."""
+    """Return the bytes without NULs if they have few enough for `NulFilter`, else unchanged."""
     nuls = data.count(0)
     if nuls and nuls * _CHARACTERS_PER_NUL <= len(data) and b"\0" * _NULS_IN_A_ROW not in data:
         return data.translate(None, b"\0")

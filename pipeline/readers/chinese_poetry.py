@@ -20,7 +20,7 @@ _NOTE_FIELDS = ("prologue", "preface", "notes", "comment", "biography", "abstrac
 
 @dataclass(frozen=True)
 class _Context:
-    """Data that an entry inherits from the entries around it: their titles from the outside in, and the author."""
+    """Data that an entry inherits from the entries that contain it: titles, the outermost first, and the author."""
 
     titles: tuple[str, ...] = ()
     author: str = ""

@@ -1,7 +1,7 @@
 """Read the rows of Parquet and Arrow files; datasets of Hugging Face are kept in both.
 
-The pages of Parquet and the batches of Arrow are decompressed whole, and an entry of a dictionary stands for as many
-rows as name it, so a file of few bytes can hold more text than fits into memory. Sizes are read before the text is.
+A page of Parquet and a batch of Arrow are decompressed at once, and many rows can refer to one entry of a dictionary.
+So a small file can hold more text than fits into memory: sizes are read and checked before the text.
 https://parquet.apache.org/docs/file-format/ and https://arrow.apache.org/docs/format/Columnar.html
 """
 
@@ -23,13 +23,13 @@ from pipeline.readers.jsonl import MAX_LINE_BYTES
 from pipeline.readers.records import choose_fields
 
 _BATCH_ROWS = 256
-_SLICE_BYTES = 8 << 20  # of rows that are converted at once, or a single row
-_BATCH_BYTES = 64 << 20  # of rows that are read at once, or a single row
+_SLICE_BYTES = 8 << 20  # of rows that are converted at once; a single row may have more
+_BATCH_BYTES = 64 << 20  # of rows that are read at once; a single row may have more
 _SMALL = 256 << 20  # bytes that any page, batch or file may expand to
-_MAX_RATIO = 100  # of larger ones, bytes out per byte in; text reaches 4 to 10
-_MAX_TEXT_RATIO = 1 << 14  # of a file, as of other compressed files
+_MAX_RATIO = 100  # bytes out per byte in, above _SMALL; text reaches 4 to 10
+_MAX_TEXT_RATIO = 1 << 14  # bytes of text per byte of a file, as for other compressed files
 _PAGE_HEADER = 64  # bytes of a page header that are read
-_VALUE_BYTES = 4  # of any value in a list, at least
+_VALUE_BYTES = 4  # minimum size of a value in a list
 _DICTIONARY_PAGE = 2
 _ARROW_FILE = b"ARROW1"
 _CONTINUATION, _DICTIONARY_BATCH, _RECORD_BATCH = 0xFFFF_FFFF, 2, 3
@@ -99,7 +99,7 @@ def _slices(batch: Any, label: str) -> Iterator[Any]:
 
 
 def _decoded_bytes(array: Any) -> int:
-    """Return the bytes of the values of an array, with the entries of a dictionary as often as they are used."""
+    """Return the size of the values of an array in bytes. An entry of a dictionary counts each time that it is used."""
     from pyarrow import compute, types
 
     kind = array.type
@@ -165,7 +165,7 @@ def _require_one_each(wanted: Iterable[str], names: Sequence[str], label: str) -
 
 
 def _documents(batches: Iterator[Any], choice: FieldChoice, content: Content, size: int) -> Iterator[Document]:
-    """Yield the rows of a file of `size` bytes. Raises BadData if they are far more than its bytes can hold."""
+    """Yield the rows of a file of `size` bytes. Raises BadData if their text exceeds _MAX_TEXT_RATIO times that."""
     line = total = 0
     for part in (part for batch in batches for part in _slices(batch, content.label)):
         total += sum(map(_decoded_bytes, part.columns))
@@ -182,7 +182,7 @@ def _documents(batches: Iterator[Any], choice: FieldChoice, content: Content, si
 
 
 def _rows_at_once(table: Any, columns: Sequence[str], file: BinaryIO, label: str, *, limit: int) -> int:
-    """Return how many rows of `columns`, at most `limit`, decode to about 64 MiB, or to a single row.
+    """Return how many rows of `columns` decode to about 64 MiB: at least one, at most `limit`.
 
     Raises BadData for a chunk that expands to more than 256 MiB and 100 times its size.
     """
@@ -296,7 +296,7 @@ class _Table:
 
 
 def _require_end_of_stream(file: BinaryIO) -> None:
-    """Raise ValueError unless an Arrow stream ends with its mark: pyarrow takes any end after a batch for one."""
+    """Raise ValueError unless an Arrow stream ends with its end mark: pyarrow accepts a stream without one."""
     file.seek(0, 2)
     file.seek(max(0, file.tell() - len(_END_OF_STREAM)))
     if file.read() != _END_OF_STREAM:

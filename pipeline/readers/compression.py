@@ -96,7 +96,7 @@ def compression_suffix(name: str) -> str:
 
 
 class _FrameReader:
-    """File object that hands a zstd file to the decompressor and tracks where its frames begin and end.
+    """File object from which the decompressor reads a zstd file. It tracks where frames begin and end.
 
     It parses sizes only (RFC 8878, section 3.1), one element at a time: a frame header, a block (with the checksum, if
     the frame ends with one) or a skippable frame. The decompressor checks what the blocks contain.
@@ -109,7 +109,7 @@ class _FrameReader:
         self._next_element = 0  # offset
         self._partial_header = b""  # bytes of the next element, if they do not give its size yet
         self._in_frame = self._has_checksum = False
-        self._is_lost = False  # True after data that is not a frame where one should begin
+        self._is_lost = False  # True once a frame should begin and other data was found
 
     def read(self, size: int) -> bytes:
         data = self._file.read(min(size, max(_FIRST_READ, self.bytes_read)))

@@ -50,7 +50,7 @@ class Content:
 
     @contextmanager
     def seekable(self) -> Iterator[BinaryIO]:
-        """Yield the content as a file that can be read in any order: a temporary one, if there is no other."""
+        """Yield the content as a file that can be read in any order: `path`, or a temporary file."""
         if self.path:
             with open(self.path, "rb") as file:
                 yield file

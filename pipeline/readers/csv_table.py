@@ -53,7 +53,7 @@ class _Dialect:
 
 
 class _Lines:
-    """Iterator that remembers whether its end was asked for, as the csv module does within a quoted cell."""
+    """Iterator that records if a line after the last was requested: the csv module does so within a quoted cell."""
 
     def __init__(self, lines: Iterator[str]) -> None:
         self._lines, self.is_exhausted = lines, False
@@ -118,7 +118,7 @@ def _lines(pieces: Iterator[str]) -> Iterator[str]:
 
 
 def _take(lines: Iterator[str]) -> Iterator[str]:
-    """Yield the first lines, by which the dialect is chosen."""
+    """Yield the first lines, from which the dialect is chosen."""
     size = 0
     for line in islice(lines, _SAMPLE_LINES):
         yield line
@@ -130,7 +130,7 @@ def _take(lines: Iterator[str]) -> Iterator[str]:
 def _sniff(sample: Sequence[str], expected: _Dialect) -> _Dialect:
     """Return the dialect by which most rows have the same number of cells, two or more; one column if there is none.
 
-    Of a table that is damaged at one place, it is the dialect of the rows before; reading it then says where.
+    If no dialect can read the complete sample, only the rows before an error count: `read` then reports the damage.
     """
     separators = (expected.separator, *(separator for separator in _SEPARATORS if separator != expected.separator))
     dialects = [_Dialect(separator, quote) for quote in ('"', None) for separator in separators]
@@ -148,7 +148,8 @@ def _sniff(sample: Sequence[str], expected: _Dialect) -> _Dialect:
 def _consistency(sample: Sequence[str], dialect: _Dialect, *, may_break_off: bool) -> float:
     """Return the fraction of rows with the commonest number of cells, 0 if that is one.
 
-    `may_break_off`: the rows before an error count, otherwise it gives 0 too, unless the sample may end in a cell.
+    After an error, the rows before it count if `may_break_off`, or if the sample is not the complete file and so may
+    end within a cell; otherwise the result is 0.
     """
     widths: list[int] = []
     try:
@@ -157,7 +158,7 @@ def _consistency(sample: Sequence[str], dialect: _Dialect, *, may_break_off: boo
     except csv.Error:
         is_whole = len(sample) < _SAMPLE_LINES and sum(map(len, sample)) <= _SAMPLE_CHARACTERS
         if is_whole and not may_break_off:
-            return 0.0  # the whole file was tried; a sample may end within a cell
+            return 0.0
     commonest = max(set(widths), key=lambda width: (widths.count(width), width), default=1)
     return widths.count(commonest) / len(widths) if commonest > 1 else 0.0
 

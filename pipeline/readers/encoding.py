@@ -4,11 +4,10 @@ A byte order mark is conclusive. Without one, bytes that are valid UTF-8 are UTF
 Big5 and UTF-16 and scored by the fraction of common Chinese characters and of ，。: 18,000 extracts of novels and
 poems, of 50 characters and more, score 0.2 to 1 in the right encoding and at most 0.08 in a wrong one. The first
 encoding that decodes without an error is not enough, because GB18030 accepts the bytes of Big5. Without a clear winner,
-ASCII with accented letters, up to one character in five, is read as cp1252; anything else is an error: no encoding is
-guessed.
+ASCII with accented letters, up to one character in five, is read as cp1252; anything else is an error.
 
-Bytes that are invalid in the encoding become U+FFFD and are counted, up to 1 in 1,000 bytes of the file, or 3 in a
-shorter one, 1 in 32: one bad byte does not cost a book. With more of them the file is refused.
+Invalid bytes become U+FFFD and are counted, so that a bad byte does not reject a book. A file is refused if it has more
+than 1 in 1,000 bytes; a short one may have up to 3, and 1 in 32.
 
 In the order of this file: `read_text` reads a file, `detect` finds the encoding of its head, then the errors.
 """
@@ -55,12 +54,12 @@ HEAD_BYTES = 1 << 16  # from which the encoding is detected
 _FIRST_LOOK = 1 << 13  # bytes of the head that are scored first; they decide most files
 # GB2312 and GBK are subsets of GB18030; cp950 is Big5 as used in practice, with 裏 and 恒
 _SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "big5": "cp950"}
-_STATEFUL = ("iso2022", "hz", "utf_7", "utf-7")  # prefixes of encodings in which an error may change all that follows
+_STATEFUL = ("iso2022", "hz", "utf_7", "utf-7")  # prefixes of encodings in which an error may change all later text
 _WIDE = ("utf-16", "utf_16", "utf-32", "utf_32")  # prefixes of encodings whose text has zeros, like binary data
-_MAX_INVALID = 4  # characters of such text in BINARY_WINDOW; random bytes have 16
-_BYTES_PER_ERROR = 1_000  # fewer, and the text is refused
-_FEW_ERRORS, _BYTES_PER_FEW = 3, 32  # that are accepted in a short text, one in so many bytes
-_MANY_ERRORS = 100  # at once that are accepted before the size of the text is known
+_MAX_INVALID = 4  # invalid characters of such text in BINARY_WINDOW; random bytes have 16
+_BYTES_PER_ERROR = 1_000  # minimum number of bytes for each invalid one,
+_FEW_ERRORS, _BYTES_PER_FEW = 3, 32  # or so many errors in a short text, with at least so many bytes for each
+_MANY_ERRORS = 100  # errors that are accepted before the size of the text is known
 
 
 @dataclass
@@ -266,7 +265,7 @@ def _check_requested(requested: str, head: bytes, is_complete: bool) -> str:
     refuse_other_formats(head)
     if marked := byte_order_mark(head)[1]:
         return marked
-    if requested.startswith("utf-8"):  # its decoder rejects other encodings by itself
+    if requested.startswith("utf-8"):  # its decoder rejects other encodings
         return requested
     try:
         detected = _detect_unmarked(head, is_complete, 0)

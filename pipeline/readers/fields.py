@@ -44,7 +44,7 @@ _ABOUT = {  # names of fields about a text, never chosen by themselves
 }
 _DEPTH = 4  # of nested objects
 _NAMES_SHOWN = 12
-_MUCH = 10  # a value holds much text if it is at least a tenth as long as what is read
+_MUCH = 10  # a field has much text if it is at least a tenth as long as the text that is read
 _CHAPTER = re.compile(  # names such as 第一回, 卷三, Chapter One, part_2, Book IV
     r"第\s*[0-9〇零一二三四五六七八九十百千两兩]+\s*[章回节節卷篇集部话話折幕]|卷之?[0-9一二三四五六七八九十百上中下]|"
     r"chapter\s+\w|(?:chapter|part|book|section|letter|canto|act|scene)[\W_]*(?:[0-9]+|[ivxlc]+\b)",
@@ -54,7 +54,7 @@ AS_CHAT = "clean --profile chat reads them as conversations"
 
 
 RECORD = ("*",)
-"""As names of fields: the complete record, which becomes the `meta` of a document without text."""
+"""Names of fields that stand for the complete record, which becomes the `meta` of a document without text."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def choose(records: Sequence[Mapping[str, Any]], requested: Sequence[str] = ()) 
 
 
 def note_on(choice: FieldChoice, records: Sequence[Mapping[str, Any]]) -> str:
-    """Return the line that names the text, the other fields with much text, and the options that read these too."""
+    """Return a note that names the chosen fields, other fields with much text, and the options that read these too."""
     sizes = _string_sizes(records)
     limit = sum(sizes.get(name, 0) for name in choice.names)
     unread = [name for name, size in sizes.items() if 0 < limit <= _MUCH * size and _is_prose(name, records)]
@@ -136,7 +136,7 @@ def note_on(choice: FieldChoice, records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def note_on_entries(value: Any) -> str:
-    """Return the line that names what `entries` leaves out of a JSON value, "" if that is not much."""
+    """Return a note that names the parts of a JSON value that `entries` leaves out, "" if they have little text."""
     if not _is_container(value) or not (name := _part(value)):
         return ""
     sizes = {key: len(msgspec.json.encode(item)) for key, item in value.items() if isinstance(item, str | list | dict)}
@@ -147,11 +147,10 @@ def note_on_entries(value: Any) -> str:
 
 
 def entries(value: Any) -> Sequence[Any]:
-    """Return the records of a JSON value: a list, the largest list in an object, or the object itself.
+    """Return the records of a JSON value: the value if it is a list, the largest list in an object, or the object.
 
-    An object of objects, or one that maps numbers or names of chapters to texts or to lists of strings, is a list of
-    its values; a name such as 第一回 becomes the first line of its text. Another object may have one that maps numbers
-    to texts, such as `chapters`.
+    An object of objects counts as the list of its values. So does an object that maps numbers or names of chapters to
+    texts or to lists of strings, also as a field, such as `chapters`. A name such as 第一回 becomes the first line.
     """
     if isinstance(value, list):
         return value
@@ -167,7 +166,7 @@ def entries(value: Any) -> Sequence[Any]:
 
 
 def _is_container(value: Any) -> bool:
-    """Return True for an object that may hold records, and is none with a field `text` or a poem."""
+    """Return True for an object that may contain records: one without a text in the field `text`, and not a poem."""
     return isinstance(value, dict) and not chinese_poetry.has_poems([value]) and not isinstance(value.get(TEXT), str)
 
 
@@ -210,7 +209,7 @@ def title_of(record: Mapping[str, Any], choice: FieldChoice) -> str:
 
 
 def meta_of(record: Mapping[str, Any], choice: FieldChoice) -> Any:
-    """Return the field `meta` if it is not the text itself, else the author and the dynasty; or the record itself."""
+    """Return the field `meta` if it is not the text, else author and dynasty; the record itself if it has no text."""
     if choice.is_record:
         return record
     if "meta" in record:
@@ -326,7 +325,7 @@ def _no_field(name: str, records: Sequence[Mapping[str, Any]]) -> BadData:
     sizes = _string_sizes(records)
     likely = {field: size for field, size in sizes.items() if size and not _is_about(field, records)}
     longest = max(sizes, key=lambda field: sizes[field], default="")
-    if any(" " in text for text in _texts(longest, records)):  # not an address, which would be no text to propose
+    if any(" " in text for text in _texts(longest, records)):  # text, not a URL
         likely = {field: size for field, size in likely.items() if _MUCH * size >= sizes[longest]}
     likely = {field: size for field, size in likely.items() if _MUCH * size >= max(likely.values())}
     suggested = [*likely] or [longest][: sizes.get(longest, 0)]

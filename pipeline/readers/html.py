@@ -48,7 +48,7 @@ def read(content: Content, encoding: str = AUTO) -> Iterator[Document]:
 
 
 def page(data: bytes, label: str, file: str, encoding: str = AUTO) -> Document:
-    """Return a page as a document, whose title is the first heading or else that of the page."""
+    """Return a page as a document. Its title is the first heading, else the title of the page."""
     from selectolax.lexbor import LexborHTMLParser
 
     markup = _decode(data, label, encoding)

@@ -1,7 +1,7 @@
 """Read JSON lines whose text is in any field.
 
-Lines with `text` pass through unchanged, so that offsets in tokens are those of the file. Of other lines each becomes
-one line with `text`, at the same place.
+Lines with `text` are passed on unchanged, so that offsets in tokens are those of the file. Every other line is replaced
+by a line with `text`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.readers.fields import FieldChoice
 from pipeline.readers.records import Row, choose_fields, to_document
 from pipeline.runtime.ledger import Ledger
 
-_SAMPLE_BYTES = 16 << 20  # in which the field is chosen
+_SAMPLE_BYTES = 16 << 20  # from which the field is chosen
 _NOT_JSON = object()
 
 
@@ -77,7 +77,7 @@ def _documents(blocks: Iterator[bytes], choice: FieldChoice, file: str) -> Itera
 
 
 def _rows(blocks: Iterator[bytes]) -> Iterator[tuple[Row, bytes]]:
-    """Yield each line decoded, `_NOT_JSON` if it cannot be, and its bytes."""
+    """Yield each line decoded (`_NOT_JSON` if it is not valid), and its bytes."""
     for number, (offset, line, is_complete) in enumerate(jsonl.split_lines(blocks), start=1):
         yield Row(_decode(line) if is_complete else line.decode(errors="replace"), number, offset), line
 
@@ -106,7 +106,7 @@ def _choose(content: Content, options: ReadOptions) -> tuple[FieldChoice, Iterat
 
 
 def _gather(blocks: Iterator[bytes], head: list[bytes], *, lines: int) -> None:
-    """Move blocks to `head` until it has so many complete lines, or is long."""
+    """Move blocks to `head` until it has `lines` complete lines, or is long."""
     count, size = sum(block.count(b"\n") for block in head), sum(map(len, head))
     while count < lines and size < _SAMPLE_BYTES and (block := next(blocks, b"")):
         head.append(block)

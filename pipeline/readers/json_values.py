@@ -55,7 +55,7 @@ def _decode(data: bytes) -> Any:
 
 
 def _bracketed_lines(data: bytes) -> list[Any] | None:
-    """Return the values of JSON lines that stand in brackets or end with commas, None if they are not all valid."""
+    """Return the values of JSON lines in brackets or with commas at their ends, None if they are not all valid."""
     values = []
     for line in data.splitlines():
         line = line.strip().removesuffix(b",")

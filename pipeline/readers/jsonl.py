@@ -1,8 +1,8 @@
 """JSON lines: the format of corpora, of the Pile and of reject lists.
 
 A line is an object with the string `text`, and optionally `title`, `source` and `meta`. The lines of a corpus have all
-four as strings, `meta` as JSON: other readers take the fields and types of a file from its first lines. In the order of
-this file:
+four as strings, `meta` as JSON, because other programs infer the fields and types of a file from its first lines. In
+the order of this file:
 
     encode_line               a document of a file of another kind
     LINE_PREFIX, line_suffix  a document of a corpus

@@ -1,7 +1,7 @@
 """Decide the kind of a file: from its content, then from its name without regard to case.
 
-The content decides about everything that has a magic number, about HTML, and about JSON lines in a file whose name
-does not say that it is plain text. A .txt whose lines are JSON objects is a text.
+The content decides for files with a magic number, for HTML, and for JSON lines, unless the name is that of plain text:
+a .txt whose lines are JSON objects is a text.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ARCHIVE = "archive"
 _ARCHIVES = {".zip": "zip", ".tar": "tar"}
 _TAR_SUFFIXES = {".tgz": ".tar.gz", ".tzst": ".tar.zst", ".tbz2": ".tar.bz2", ".tbz": ".tar.bz2", ".txz": ".tar.xz"}
 _SUFFIX = re.compile(r"(?<=.)\.[0-9A-Za-z_+-]*[A-Za-z_][0-9A-Za-z_+-]*$", re.DOTALL)
-_NAMED_TEXT = (".txt", ".text", "")  # suffixes of texts that are HTML or subtitles if their content is
+_NAMED_TEXT = (".txt", ".text", "")  # suffixes of files that are HTML or subtitles if their content is
 _HTML = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*(?:<!doctype\s+html|<html[\s>])",
     re.IGNORECASE | re.DOTALL,
@@ -40,7 +40,7 @@ _HTML = re.compile(
 _SUBTITLES = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:WEBVTT\b|\d+[ \t]*\r?\n[\d:]{4,8}[,.]\d{1,3}[ \t]*-->)")
 _JSON_LIST = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*\{\s*\"")
 _LIST_START, _LIST_SEPARATOR = re.compile(r"\s*\[\s*"), re.compile(r"\s*,\s*")
-_POEMS = re.compile(rb'"para(?:graphs)?" *: *\[')  # of chinese-poetry, whose own reader takes them in lines too
+_POEMS = re.compile(rb'"para(?:graphs)?" *: *\[')  # of chinese-poetry, also as JSON lines, for its own reader
 NO_FIELD = "no text field"
 _EPUB_MARKS = (b"mimetypeapplication/epub+zip", b"META-INF/container.xml")
 _BOM = b"\xef\xbb\xbf"
@@ -65,7 +65,7 @@ class FileKind:
 
 
 def detect_kind(path: Path) -> FileKind:
-    """Return what a file is. Reads its first 64 KiB, decompressed if it is compressed."""
+    """Return the kind of a file. Reads its first 64 KiB, decompressed if it is compressed."""
     with open(path, "rb") as file:
         head = file.read(HEAD_BYTES)
         compression = detect_compression(head)
@@ -81,9 +81,9 @@ def detect_kind(path: Path) -> FileKind:
 
 
 def kind_of(name: str, head: bytes, *, is_complete: bool, compression: str = "") -> FileKind:
-    """Return what a file is from its name and the beginning of its content, which is decompressed.
+    """Return the kind of a file from its name and `head`, the beginning of its decompressed content.
 
-    `is_complete`: the head is all of it.
+    `is_complete` is True if the head is the complete content.
     """
     suffix = format_suffix(name)
     kind = _by_magic_number(suffix, head)
@@ -124,9 +124,9 @@ def format_suffix(name: str) -> str:
 
 
 def has_text_suffix(name: str) -> bool:
-    """Return True for the names that a folder takes by itself: those of readable formats, and those without a suffix.
+    """Return True if a file of this name is read from a folder without --include: it has a known suffix, or none.
 
-    Hidden names, which begin with a dot, are not among them.
+    Return False for a hidden name, which begins with a dot.
     """
     suffix = format_suffix(name)
     return not name.startswith(".") and (not suffix or suffix in FORMATS or suffix in _ARCHIVES)
@@ -138,7 +138,7 @@ def without_compression(name: str) -> str:
 
 
 def _by_magic_number(suffix: str, head: bytes) -> FileKind:
-    """Return what the first bytes prove; a kind without format and problem if they prove nothing."""
+    """Return the kind that the magic number shows; one without format and problem if there is no magic number."""
     if head.startswith(b"PAR1"):
         return FileKind("parquet")
     if head.startswith(b"ARROW1\0\0") or _begins_arrow_stream(head):
@@ -166,7 +166,7 @@ def _begins_arrow_stream(head: bytes) -> bool:
 
 
 def _json_structure(head: bytes, is_complete: bool) -> str:
-    """Return "jsonl" or "json" if the head of a file whose name tells nothing begins JSON with records, else ""."""
+    """Return "jsonl" or "json" if the head of a file, of any name, begins JSON with records, else ""."""
     if _has_json_lines(head, is_complete) or (not is_complete and head.startswith(b'{"') and b"\n" not in head):
         return "jsonl"
     return "json" if _JSON_LIST.match(head) or (is_complete and _is_object(head)) else ""

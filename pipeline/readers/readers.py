@@ -1,4 +1,4 @@
-"""Read any file as a stream of documents or of JSON lines; `kinds.py` says what a file is.
+"""Read any file as a stream of documents or of JSON lines; `kinds.py` decides the kind of a file.
 
 `read_documents` yields documents one by one, for cleaning. `read_json_lines` yields JSON lines, the format that
 tokenizing splits into chunks. The members of an archive are read like the files of a folder.
@@ -23,7 +23,7 @@ from pipeline.runtime.ledger import Ledger
 from pipeline.runtime.progress import Advance
 from pipeline.runtime.terminal import counted
 
-_TEXT_FORMATS = ("text", "")  # "" is refused by the reader of texts, which says where the binary data begins
+_TEXT_FORMATS = ("text", "")  # the reader of texts refuses "", with the offset at which binary data begins
 _READABLE_PROBLEMS = ("", "empty", "not text", NO_FIELD)  # left to the reader of the format
 _LIBRARIES = {
     **dict.fromkeys(("parquet", "arrow"), ("pyarrow",)),
@@ -156,7 +156,7 @@ def _read_text(content: Content, options: ReadOptions, ledger: Ledger, on_reject
 
 
 def count_losses(stats: EncodingStats, file: str, ledger: Ledger, on_reject: OnReject) -> None:
-    """Count the NULs that were taken out of a text, and reject the bytes of a truncated last character."""
+    """Count the NULs that were removed from a text, and reject the bytes of a truncated last character."""
     ledger.characters.came += stats.nuls
     ledger.characters.record_dropped("nul", stats.nuls)
     if stats.truncated_bytes:
@@ -171,7 +171,7 @@ def _text_line(content: Content, options: ReadOptions) -> Iterator[bytes]:
     yield b'{"text":"'
     for text in encodings.decode_blocks(content.blocks, content.label, stats, encoding=options.encoding):
         yield msgspec.json.encode(text)[1:-1]
-    if stats.truncated_bytes:  # there is no ledger here to count it in
+    if stats.truncated_bytes:  # tokenizing has no ledger at this point in which to count it
         raise BadData(
             f"{content.label}: the file ends within a character "
             f"(bytes {stats.truncated_bytes.hex(' ')} at offset {stats.truncated_offset:,})",

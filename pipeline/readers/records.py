@@ -16,7 +16,7 @@ from pipeline.readers.fields import FieldChoice
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One record of a file: an object, or the text itself. `line` counts from 1."""
+    """One record of a file: an object, or a text. `line` counts from 1."""
 
     value: Any
     line: int
@@ -24,7 +24,7 @@ class Row:
 
 
 def choose_fields(values: Iterable[Any], label: str, options: ReadOptions) -> FieldChoice:
-    """Return the fields that hold the text, and note them if they are not obvious. Raises BadData if there are none."""
+    """Return the fields that hold the text, and report the choice unless it is obvious. Raises BadData if none does."""
     records = [value for value in values if isinstance(value, Mapping)]
     try:
         choice = fields.choose(records, options.text_fields)

@@ -1,4 +1,4 @@
-"""Scores of encodings: how much bytes look like text in each, from which encoding.py chooses."""
+"""Scores of encodings for given bytes, from which encoding.py chooses one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.readers.detection.common_characters import COMMON_CHARACTERS
 
 _CLEAR = 0.3  # minimum score of the right encoding, and its minimum lead over the others
 CERTAIN = 0.45  # a score that no Japanese or Korean text reaches
-MIN_HITS = 8  # common characters; with fewer the score is 0
+MIN_HITS = 8  # minimum number of common characters; with fewer, the score is 0
 
 BIG5 = ("cp950", "big5hkscs")
 UTF_16 = ("utf-16-le", "utf-16-be")
@@ -44,9 +44,9 @@ def han_ratio(text: str) -> float:
 
 
 def is_utf8(sample: bytes, is_complete: bool) -> bool:
-    """Return True if bytes that begin with one that is not ASCII are UTF-8.
+    """Return True if bytes are UTF-8; the first one must not be ASCII.
 
-    A truncated last character is allowed, and a few invalid ones among many valid.
+    The last character may be truncated, and a few characters among many valid ones may be invalid.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoded = decoder.decode(sample)
@@ -67,7 +67,7 @@ def is_western(sample: bytes) -> bool:
 
 
 def cyrillic(sample: bytes) -> str:
-    """Return the encoding in which the bytes look like Russian, for a hint, or ""."""
+    """Return the encoding in which the bytes are most likely Russian, for a hint; "" if there is none."""
     for name in _CYRILLIC:
         text = sample.decode(name, "replace")
         count = _count_beyond_ascii(text)
@@ -88,8 +88,8 @@ def utf8_prefix(data: bytes) -> int:
 def japanese_or_korean(sample: bytes) -> str:
     """Return the encoding in which the bytes decode to kana or Hangul without an error, or "".
 
-    Decoded as GB18030 or Big5, such text may have as many common characters as some poems. Chinese text passes this
-    test in none of the three encodings, except for a few words.
+    Decoded as GB18030 or Big5, such text may have as many common characters as some Chinese poems. Chinese text of more
+    than a few words is not mistaken for Japanese or Korean here.
     """
     for name, script, least_ratio in (("euc_jp", _KANA, 0.2), ("shift_jis", _KANA, 0.2), ("euc_kr", _HANGUL, 0.85)):
         decoded = _decode(sample, name)
@@ -100,7 +100,7 @@ def japanese_or_korean(sample: bytes) -> str:
 
 
 def scores_of(beginning: bytes, sample: bytes) -> dict[str, float]:
-    """Score each encoding, at most 1: how much the file looks like Chinese text, or any text for UTF-16.
+    """Return a score of at most 1 for each encoding: the evidence for Chinese text, or for UTF-16 of any text.
 
     `beginning` is the beginning of the file, for UTF-16, and `sample` begins with its first byte that is not ASCII.
     """
