@@ -61,7 +61,7 @@ class Page:
 
 
 class Cleaner:
-    """The rules that a profile and the options select, ready for any number of pages.
+    """The rules that a profile and the options select. They can clean any number of pages.
 
     `watch` is called after each rule that changed the page.
     """
@@ -78,7 +78,7 @@ class Cleaner:
         return self.clean_page(join_documents(texts), len(texts), sum(map(len, texts)), titles)
 
     def clean_page(self, array: Utf16Text, count: int, size: int, titles: Sequence[str] = ()) -> Page:
-        """Clean `count` texts that are already joined. `titles` are those that they have already.
+        """Clean `count` texts that are already joined. `titles` are their titles before cleaning.
 
         `size` is the number of their code points, including NULs that were removed when they were joined.
         """
@@ -129,7 +129,7 @@ class Cleaner:
     def _apply(self, page: Page, rules: Sequence[Rule], present: np.ndarray) -> None:
         """Run the rules that have a trigger among the units `present`, a mask over all units.
 
-        Rules that run a second time are needed only if spaces were removed inside of lines.
+        Some rules are listed twice. They run a second time only if spaces inside lines were removed in between.
         """
         spaces_removed = False
         for rule in rules:

@@ -149,7 +149,7 @@ def text_lines(page: Utf16Text, max_bytes: int, *, by_document: bool = False) ->
     With `by_document` the lines of each document are a piece of their own.
     """
     text, lines, resplit = decode_utf16(page), list[str](), Counter[str]()
-    pieces, first = list[bytes](), 0  # `first` line of a document
+    pieces, first = list[bytes](), 0  # `first` is the index of the first line of a document
     for document in text.split(SEPARATOR) if by_document else [text.replace(SEPARATOR, "\n")]:
         for line in document.split("\n"):
             parts = [line]

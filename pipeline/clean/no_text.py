@@ -14,7 +14,7 @@ _KEEP_ALL = "use --profile text, which keeps it as it is"
 def no_text_left(
     names: Sequence[str], dropped: Mapping[str, int], options: CleanOptions, *, has_headings: bool
 ) -> BadData:
-    """Return the error. `dropped` is the number of documents by reason, `has_headings` if any heading was removed."""
+    """Return the error. `dropped` counts documents by reason; `has_headings` is True if a heading was removed."""
     subject = ", ".join(names[:_MAX_NAMES])
     if len(names) > _MAX_NAMES:
         subject += f" and {len(names) - _MAX_NAMES:,} more"
@@ -22,12 +22,12 @@ def no_text_left(
     cause, hint = _explain(ranked[0][0], options, has_headings=has_headings)
     reasons, total = ", ".join(f"{count:,} {reason}" for reason, count in ranked), sum(dropped.values())
     documents = "the only document was" if total == 1 else f"all {total:,} documents were"
-    fate = f"{documents} dropped ({reasons})" if dropped else "there are no documents"
-    return BadData(f"{subject}: no text is left: {fate}{cause}", hint=hint)
+    summary = f"{documents} dropped ({reasons})" if dropped else "there are no documents"
+    return BadData(f"{subject}: no text is left: {summary}{cause}", hint=hint)
 
 
 def _explain(reason: str, options: CleanOptions, *, has_headings: bool) -> tuple[str, str]:
-    """Return the cause of a reason as the end of a sentence, and the hint."""
+    """Return the cause of a reason, as a clause to append to the message, and the hint."""
     if reason in ("no-han", "few-han"):
         if options.min_han is not None:
             return f", since --min-han {options.min_han:g} was given", "use --min-han 0"

@@ -65,7 +65,7 @@ _POEMS = re.compile(r"\.json(\.(zst|gz|bz2|xz))?$", re.IGNORECASE)
 def for_records(profile: str, file_name: str) -> str:
     """Return the name of the profile for the Chinese documents of a file with many documents.
 
-    With "auto" each other document has the profile `TEXT`.
+    With "auto", all other documents of the file have the profile `TEXT`.
     """
     if profile != "auto":
         return profile
@@ -75,8 +75,8 @@ def for_records(profile: str, file_name: str) -> str:
 def for_text(profile: str, head: str) -> str:
     """Return the name of the profile for a text file that begins with `head`.
 
-    With "auto" the complete head decides, after its markup is removed, so that a preface in another language does not.
-    Markup without any text decides alone.
+    With "auto", the script of the complete head decides, after its markup is removed, so that a short preface in
+    another language has no influence. If no text is left, the markup alone decides.
     """
     if profile != "auto":
         return profile

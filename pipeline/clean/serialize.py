@@ -23,7 +23,7 @@ _OTHER_CONTROLS = "".join(map(chr, (*range(1, 9), *range(11, 32))))
 
 
 class CorpusRow(msgspec.Struct, frozen=True, array_like=True):
-    """A complete document that may be a duplicate. `json_end` follows its text in its JSON line."""
+    """A complete document that may be a duplicate. `json_end` is its JSON line after the text."""
 
     text: str
     json_end: bytes

@@ -102,9 +102,9 @@ def clean(
     """Clean every input into the corpus `name`, with `jobs` processes; with `rebuild` even if it is published.
 
     Documents that share passages with the files `held_out` are dropped; `options.decontaminate` only names them.
-    The engine that `open_engine` gives makes parts on other nodes; they must see the artifacts folder, and the inputs,
-    under the same paths. Parts that a killed run completed are reused. `part_bytes` decides bytes without being part of
-    the key, so only tests set it.
+    With `open_engine`, other nodes make the parts; they must have the artifacts folder and the inputs under the same
+    paths. Parts that a killed run completed are reused. `part_bytes` decides bytes and is not part of the key, so only
+    tests set it.
 
     Raises BadData if no text is left, TooManyRejects if more than `options.max_bad` of the documents are bad.
     """

@@ -309,7 +309,7 @@ def insert(array: np.ndarray, before: np.ndarray, value: int) -> np.ndarray:
 
 
 def join_documents(texts: Sequence[str]) -> Utf16Text:
-    """Join documents to a page. NULs inside a document are removed, because they would read as separators."""
+    """Join documents to a page. NULs inside a document are removed, because NUL separates the documents of a page."""
     page = encode_utf16(SEPARATOR.join(texts))
     if np.count_nonzero(page.units == 0) >= max(len(texts), 1):
         page = encode_utf16(SEPARATOR.join([text.replace(SEPARATOR, "") for text in texts]))

@@ -1,6 +1,6 @@
 """The worker: a pure function of a task. It cleans the task, rejects non-text and serializes the rest.
 
-Tasks are independent of each other. From a document that spans several tasks, each task makes a `Fragment`, and the
+Tasks are independent of each other. If a document spans several tasks, each of them returns a `Fragment` of it, and the
 writer joins the fragments.
 """
 

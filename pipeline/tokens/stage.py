@@ -248,8 +248,8 @@ def tokenize(
     open_engine: OpenEngine | None = None,
 ) -> BuildResult:
     """Tokenize `inputs` into the tokens artifact `name`; `trained` is the tokenizer's own artifact, if it has one.
-    With `rebuild` published tokens are made again, without units of earlier generations. The engine that `open_engine`
-    opens makes the units on other nodes; they must see the artifacts folder, and the inputs, under the same paths.
+    With `rebuild`, published tokens are made again, without units of earlier generations. With `open_engine`, other
+    nodes make the units; they must have the artifacts folder and the inputs under the same paths.
 
     Raises BadData if a file is broken, a split would be empty, most validation documents are trained on too, more than
     5 % of the characters are unknown, or gigatoken and tiktoken disagree on a document; TooManyRejects for more bad

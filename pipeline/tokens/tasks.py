@@ -41,8 +41,8 @@ class DocumentFilter(msgspec.Struct, frozen=True):
 class FileSpec(msgspec.Struct, frozen=True):
     """Settings that all tasks of one input file share.
 
-    `split` is "train" or "val" if all documents of the file belong there, "" to divide them by `rule`. `digests` asks
-    for a hash of each document. `chat` is "chat" or "preferences" if the documents are conversations or pairs of them.
+    `split` is "train" or "val" if all documents of the file belong there, "" to divide them by `rule`. With `digests`,
+    each document gets its hash. `chat` is "chat" or "preferences" if documents are conversations or pairs of them.
     """
 
     dtype: str

@@ -1,4 +1,4 @@
-"""The counts of tokens over all their units, and whether the tokenizer knows the characters of the text."""
+"""The counts of tokens over all their units, and the characters of the text that are not in the vocabulary."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def with_kind(options: CleanOptions, inputs: Iterable[InputFile]) -> CleanOption
             lambda reject: None,
             text_fields=fields.RECORD,
             members=entry.members,
-            note=lambda text: None,  # cleaning says it
+            note=lambda text: None,  # cleaning reports these notes
         )
         for kind in (kind_of(document.meta) for document in islice(documents, fields.SAMPLE)):
             if kind:

@@ -1,12 +1,12 @@
 """Passages of GBK that were read from the second byte of a character on: `即令□烤隽胶又□2鼙`. Each becomes one □.
 
-A lost byte shifts all that follows, up to the next ASCII character. Shifted back, such a passage is common Chinese;
-as it stands it has rare characters, symbols and private-use characters. Each character counts +1 if it is common when
-shifted back by one byte and −1 if it is common as it stands; a passage is a stretch with a high sum. Good text
-has a falling sum whatever its style, because shifting makes its characters rare.
+A lost byte shifts all later bytes, up to the next ASCII character. The shifted passage has rare characters, symbols and
+private-use characters; shifted back by one byte, its characters are common. A character counts +1 if it is common when
+it is shifted back, and −1 if it is common unshifted. A passage is a stretch with a high sum. Undamaged text of any
+style has a falling sum, because shifting makes its characters rare.
 
-Only stretches with three lone symbols, letters, digits or private-use characters in 24 are looked at: a fifth of the
-characters of a shifted passage are such.
+Only stretches that have, among 24 characters, three isolated symbols, letters, digits or private-use characters are
+examined: these are a fifth of the characters of a shifted passage.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WINDOW, _LEAST_SYMBOLS = 24, 3  # units, and symbols among them, that make a pa
 _REACH = 400  # units around such a window that are scored
 _LEAST_SCORE = 8
 _MAX_DROP = 5  # of the score before a passage ends
-_NEAR = 2  # characters beside a passage among which a lost one belongs to it
+_NEAR = 2  # a lost character at most so many characters beside a passage belongs to it
 _MAX_AMBIGUOUS = 8  # characters without a score between a passage and a lost one or the end of its line
 _LOST = f"?{LACUNA}\ufffd"  # what readers write for bytes that they cannot decode
 _MARKS = "，。！？：；、“”‘’《》…—（）"
@@ -86,10 +86,10 @@ def find_passages(text: str) -> list[tuple[int, int]]:
 
 
 def _extend(text: str, scores: list[int], start: int, end: int) -> tuple[int, int]:
-    """Extend a passage by the lost characters beside it, and by what between them reads well from either byte."""
+    """Extend a passage by the lost characters near it, and by a few characters without a score up to a lost one."""
     while lost := [index for index in range(max(start - _NEAR, 0), start) if text[index] in _LOST]:
         start = lost[0]
-    end = min(end + 1, len(text))  # the score of a character tells of the next one too
+    end = min(end + 1, len(text))  # the score of the last character includes a byte of the next one
     while lost := [index for index in range(end, min(end + _NEAR, len(text))) if text[index] in _LOST]:
         end = lost[-1] + 1
     before = _count_ambiguous(text[:start][::-1], scores[:start][::-1])
@@ -107,9 +107,11 @@ def _count_ambiguous(text: str, scores: list[int]) -> int:
 
 
 def _scores(text: str) -> list[int]:
-    """Return for each character 1, 0 or -1: how much better its second byte reads with the next character's first.
+    """Return the score of each character, 1, 0 or -1.
 
-    Adjacent symbols of one row of GBK are a number or a word, which is no evidence of damage.
+    The second byte of a character and the first byte of the next one are the character when it is shifted back. The
+    score is 1 if only that one is common, -1 if only the unshifted one is. Adjacent symbols of one row of GBK are a
+    number or a word, and no evidence of damage.
     """
     codes, is_common = _tables()
     rows = [codes.get(character, _NO_CODE) for character in text]

@@ -11,7 +11,7 @@ is dropped, a quoted couplet of 14 characters, an idiom or a common phrase is no
 
 Sequences of 13 are those of GPT-3 (Brown et al. 2020, appendix C) and of EleutherAI's evaluation harness
 (docs/decontamination.md). There, one shared sequence is enough; GPT-3 ignores those that match more than ten times, and
-removes a window around the others. We drop complete documents and see one at a time, so we require a longer passage.
+removes a window around the others. We drop complete documents, one at a time, so we require a longer passage.
 docs/design/cleaning.md, section 4.5, has what 1 to 16 of them would drop.
 """
 
@@ -134,7 +134,7 @@ def write_index(texts: Iterable[str], folder: Path) -> HeldOutCounts:
         page_tokens = tokens(page)
         hashes, firsts = ngrams(page_tokens)
         parts.append(hashes)
-        prints.append(_prints(page))
+        prints.append(_fingerprints(page))
         count += len(batch)
         short += len(batch) - len(np.unique(page_tokens.documents[firsts]))
         if sum(map(len, parts)) > max(len(merged), _PAGE_CHARACTERS):
@@ -169,7 +169,7 @@ def _merge(parts: Sequence[np.ndarray]) -> np.ndarray:
     return merged
 
 
-def _prints(page: Utf16Text) -> np.ndarray:
+def _fingerprints(page: Utf16Text) -> np.ndarray:
     return np.frombuffer(b"".join(fingerprints(page)), "<u8")[::2]
 
 
@@ -182,10 +182,10 @@ class Contamination(NamedTuple):
 
 @dataclass(frozen=True)
 class HeldOutIndex:
-    """The held-out text, as sorted hashes. `present` is a table of their highest bits, which rules out most others."""
+    """Sorted hashes of the held-out text. `present` is a table over their highest bits, to exclude most others."""
 
     ngrams: np.ndarray
-    prints: np.ndarray
+    fingerprints: np.ndarray
     present: np.ndarray
     shift: np.uint64
 
@@ -200,7 +200,7 @@ class HeldOutIndex:
         counts: dict[int, int] = {}
         for number in np.unique(owners).tolist():
             counts[number] = len(np.unique(hashes[owners == number]))
-        equal = np.flatnonzero(_is_in(_prints(page), self.prints)).tolist()
+        equal = np.flatnonzero(_is_in(_fingerprints(page), self.fingerprints)).tolist()
         numbers = sorted({number for number, count in counts.items() if count >= MIN_SHARED} | {*equal})
         contaminated = {}
         for number in numbers:

@@ -146,7 +146,10 @@ class SignatureFiles:
 
 
 def _slots(count: int) -> int:
-    """Return the most places that the groups of one band take: a counter and a place for each member, two or more."""
+    """Return the maximum number of places for the groups of one band.
+
+    A group takes a counter and a place for each of its members, two or more.
+    """
     return count + count // 2
 
 

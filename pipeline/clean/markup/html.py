@@ -1,4 +1,4 @@
-"""HTML in texts that are not web pages: fragments with tags such as `<p>` and `<br>`, as sites and EPUB books have.
+"""HTML in texts that are not web pages: fragments with tags such as `<p>` and `<br>`, from web sites or EPUB books.
 
 A web page has a reader of its own, pipeline/readers/html.py. In a fragment line ends are text, except within an element
 that is closed, such as `<p>…</p>`.
@@ -30,7 +30,7 @@ _LINE_END = lazy_pattern(r"[ \t]*\n(?![\u3000\u00a0])[ \t]*")
 
 
 def is_html(head: str) -> bool:
-    """Return True if a text that begins with `head` is HTML: so many of its tags are those of HTML."""
+    """Return True if a text that begins with `head` is HTML: it has enough tags with names of HTML."""
     if head.count("<") < _MIN_TAGS and head.count("&lt") < _MIN_TAGS:
         return False
     counts: Counts = Counts()

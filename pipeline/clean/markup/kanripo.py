@@ -9,7 +9,7 @@ from pipeline.clean.markup.parsed import Parsed, add_count, replace
 from pipeline.clean.markup.print_lines import join_print_lines
 from pipeline.clean.rule import Counts
 
-_HAN = r"\u3400-\u9fff\U00020000-\U0003ffff□&"  # in a character class: Han, and what stands for it
+_HAN = r"\u3400-\u9fff\U00020000-\U0003ffff□&"  # in a character class: Han, and signs for missing Han
 _HASH_LINE = lazy_pattern(r"^[ \t]*#[^\n]*(?:\n|\Z)", re.MULTILINE)
 _COMMENT_LINE = lazy_pattern(r"^[ \t]*#(?:\+|[ \t]|$)[^\n]*(?:\n|\Z)", re.MULTILINE)
 _KEYWORD = lazy_pattern(r"[ \t]*#\+([A-Za-z_]+):[ \t]*(.*)")

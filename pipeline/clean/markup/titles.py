@@ -14,17 +14,17 @@ _BOOK = lazy_pattern(r"^#\+TITLE:[ \t]*(.*?)[ \t]*(?:/[ \t]*[A-Z0-9-]+[ \t]*)?$"
 _HAN = lazy_pattern("[\u3400-\u9fff\U00020000-\U0003ffff]")
 _MAX_BYTES = 1 << 20  # of a list of chapters
 MAX_TITLE = 60
-_SAYS_NOTHING = frozenset(("text", "source", "target", "bitext", "content", "index"))  # names of files without suffix
+_GENERIC_NAMES = frozenset(("text", "source", "target", "bitext", "content", "index"))  # of files, without suffix
 _COLLECTIONS = frozenset(("古文原文", "双语数据"))  # folders of NiuTrans/Classical-Modern that hold all books
 
 
 def file_title(path: Path, name: str) -> str:
-    """Return the title of the text file `path`, or "" if nothing says it. `name` is its path below the input."""
+    """Return the title of the text file `path`, "" if it is not known. `name` is its path below the input."""
     return listed_title(path) or folder_title(name)
 
 
 def listed_title(path: Path) -> str:
-    """Return the book and the chapters that a Readme.org beside the file gives it, or "".
+    """Return the book and the chapters of a file as listed by a Readme.org beside it, "" if they are not listed.
 
     `[[file:KR4e0011_001.txt::001-1a][卷一]]` and `#+TITLE: 翠屏集 / WYG` give `翠屏集 卷一`.
     """
@@ -41,7 +41,7 @@ def listed_title(path: Path) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _titles(listing: Path, modified: int, size: int) -> dict[str, str]:
-    """Return the titles by file name. Titles that are too long are left out: their file has headings of its own."""
+    """Return the titles by file name. Too long titles are left out: such a file has many chapters, with headings."""
     text = listing.read_text(encoding="utf-8-sig", errors="replace")
     match = _BOOK.search(text)
     book = match[1] if match else ""
@@ -53,12 +53,12 @@ def _titles(listing: Path, modified: int, size: int) -> dict[str, str]:
 
 
 def folder_title(name: str) -> str:
-    """Return the Chinese names of the folders of a file whose own name says nothing.
+    """Return the Chinese names of the folders of a file with a generic name, else "".
 
     `史记/本纪/text.txt` gives `史记 本纪`.
     """
     *folders, file = name.split("/")
-    if file.partition(".")[0].lower() not in _SAYS_NOTHING:
+    if file.partition(".")[0].lower() not in _GENERIC_NAMES:
         return ""
     title = " ".join(folder for folder in folders if _HAN.search(folder) and folder not in _COLLECTIONS)
     return title if len(title) <= MAX_TITLE else ""

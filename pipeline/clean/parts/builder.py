@@ -1,7 +1,7 @@
 """Make parts: read their files into tasks, clean these in worker processes, and write each part into its folder.
 
-The tasks of all parts go through the same workers, so that these start once. A part appears under its name when it is
-complete.
+The same workers clean the tasks of all parts, so they start only once. The folder of a part gets its name when the part
+is complete.
 """
 
 from __future__ import annotations

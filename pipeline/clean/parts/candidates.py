@@ -1,4 +1,4 @@
-"""Candidates: cleaned documents that wait in files until it is known which of them are duplicates.
+"""Candidates: cleaned documents that are stored until it is known which of them are duplicates.
 
 With --dedup, a part first has `candidates`, batches of documents that are compressed one by one, and for each document
 a fingerprint in `digests.bin` and with --dedup near a signature in `signatures`. Documents are numbered over all parts.

@@ -31,7 +31,7 @@ _OPTIONS = "options and tables"
 
 
 class NodeTask(msgspec.Struct, frozen=True):
-    """A part, as any node can make it in `cores` processes. All paths are absolute.
+    """A part for any node to make, in `cores` processes. All paths are absolute.
 
     `versions` are those of Inkstone, of the libraries that decide bytes, and of the options with their tables.
     """

@@ -114,14 +114,14 @@ def _is_intact(path: Path, record: FileRecord) -> bool:
 
 
 def _as_list(value: Any) -> Any:
-    """Encode an array for msgspec, which wants NotImplementedError for anything else."""
+    """Encode an array for msgspec, which requires NotImplementedError for other types."""
     if isinstance(value, np.ndarray):
         return value.tolist()
     raise NotImplementedError(type(value))
 
 
 def _as_array(kind: type, value: Any) -> Any:
-    """Decode an array for msgspec, which wants NotImplementedError for anything else."""
+    """Decode an array for msgspec, which requires NotImplementedError for other types."""
     if kind is np.ndarray:
         return np.array(value, np.int64)
     raise NotImplementedError(kind)

@@ -103,15 +103,15 @@ def drop_duplicates(
 
 
 def _duplicates(tasks: Sequence[PartTask], progress: Progress, jobs: int) -> Duplicates:
-    prints, signatures = ([task.path(name) for task in tasks] for name in (DIGESTS, SIGNATURES))
+    fingerprints, signatures = ([task.path(name) for task in tasks] for name in (DIGESTS, SIGNATURES))
     if tasks[0].options.dedup == "exact":
-        exact = equal_to_earlier(np.concatenate([np.fromfile(path, FINGERPRINT) for path in prints]))
+        exact = equal_to_earlier(np.concatenate([np.fromfile(path, FINGERPRINT) for path in fingerprints]))
         return Duplicates(exact, np.zeros(len(exact), bool))
     with (
         tempfile.TemporaryDirectory(dir=tasks[0].path(".."), prefix="groups-") as scratch,
         progress.bar("near duplicates", sum(path.stat().st_size for path in signatures)) as advance,
     ):
-        return find_duplicates(prints, signatures, Path(scratch), jobs=jobs, advance=advance)
+        return find_duplicates(fingerprints, signatures, Path(scratch), jobs=jobs, advance=advance)
 
 
 def _empty_folder(path: Path) -> Path:

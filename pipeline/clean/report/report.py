@@ -286,7 +286,7 @@ class CleaningReport(msgspec.Struct, eq=False):
         return histogram
 
     def add(self, other: CleaningReport) -> None:
-        """Add the counts of another worker. Rules that are new here come after the known ones."""
+        """Add the counts of another worker. Rules that only the other report has come last."""
         for name, tally in other.rules.items():
             self.rule(name).add(tally)
         for name, file in other.files.items():
@@ -318,7 +318,7 @@ class CleaningReport(msgspec.Struct, eq=False):
             self.heading_matches[pattern] = self.heading_matches.get(pattern, 0) + count
 
     def lines(self) -> LineStats:
-        """Return the statistics that the settings for SentencePiece follow from."""
+        """Return the statistics from which the settings for SentencePiece are computed."""
         sentences = self.sentences
         return LineStats(self.characters, sentences.count, sentences.longest_bytes, sentences.over_default)
 

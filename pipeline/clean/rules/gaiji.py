@@ -6,7 +6,7 @@
     ⿰木養                 ideographic description sequences
     U+E10E                 private use characters
 
-Each is replaced by what the user's maps say. A gaiji that no map contains is kept, replaced by □ or dropped. Words in
+The user's maps define the replacements. A gaiji that no map contains is kept, replaced by □ or dropped. Words in
 brackets are not gaiji: {大笑} and [北京-上海] stay, see `_is_description`.
 """
 
@@ -158,7 +158,7 @@ def _replace_all(text: str, counts: Counts, policy: str, mapping: Mapping[str, s
         text = _replace_once(text, counts, kept_counts, policy, mapping)
         if text == previous:
             break
-    counts.update(kept_counts)  # of the last pass only: each pass meets kept gaiji again
+    counts.update(kept_counts)  # of the last pass only, because each pass counts the kept gaiji again
     return text
 
 

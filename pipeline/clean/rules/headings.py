@@ -175,7 +175,7 @@ def _cuts(page: Utf16Text, lines: Lines, numbers: Ordinals, matches: Sequence[tu
 def has_weak_series(head: str) -> bool:
     """Return True if the first characters of a text show that it numbers its chapters by lines such as `一 灭门`.
 
-    The evidence for the others may be far away, so that such a text has to be read whole.
+    Further chapters may be anywhere in the text, so a text with such a series must be read completely.
     """
     short = series.MAX_WEAK + series.MAX_INDENT
     page = encode_utf16("\n".join([line if len(line) <= short else "。" for line in head.split("\n")]))

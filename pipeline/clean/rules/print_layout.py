@@ -21,10 +21,10 @@ from pipeline.clean.utf16 import BLANKS, LINE_ENDS, SEPARATOR, Utf16Text, is_one
 from pipeline.sources.order import parse_numeral
 
 MIN_WIDTH = 16  # characters of a print line: shorter ones are verse
-_MIN_LINES, _CLEAR_LINES = 4, 8  # open lines of full width: to report a text, and to join its lines without being asked
+_MIN_LINES, _CLEAR_LINES = 4, 8  # open lines of full width: to report a text, and to join its lines by default
 _SPREAD = 8  # columns between the shortest and the longest full line: marks do not begin a line
-_MAX_WIDTH = 1000  # units of a line that are told apart
-_SLACK = 4  # columns by which a line may be shorter still, for a long word after it, or longer
+_MAX_WIDTH = 1000  # units: longer lines count as lines of this length
+_SLACK = 4  # columns by which a full line may also be shorter, because of a long word after it, or longer
 _MIN_EVEN, _CLEAR_EVEN = 0.7, 0.85  # of the long open lines that are full
 _MIN_SHARE, _CLEAR_SHARE = 0.3, 0.5  # of all open lines that are full
 _MAX_LONGER = 0.02  # of all lines
@@ -311,7 +311,8 @@ def _page_numbers(numbers: dict[int, int], decorated: set[int], broken: set[int]
 def _page_series(pages: dict[int, int], broken: set[int], lines: Sequence[str]) -> set[int]:
     """Return the indices of running heads whose page numbers rise through the book, whatever their names.
 
-    Left and right pages have different ones, and so have chapters. Text stands between them, unlike in a table.
+    The running heads of left and right pages differ, and those of chapters too. There is text between them, unlike in a
+    table.
     """
     chain = set[int]()
     for (index, number), (following, next_number) in pairwise(pages.items()):

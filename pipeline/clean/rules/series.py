@@ -43,7 +43,7 @@ _EXAMPLE, _NEAR_START = 24, 12  # units: of an example; between the start of a l
 _BEFORE_INLINE = BLANKS + SENTENCE_ENDS + CLOSERS + ELLIPSIS  # a heading inside a line follows one of these
 _REPORTED_KINDS = "回章卷"
 _TEXT = "[^\\s，。！？：；“”「」…]"
-_WEAK_SHAPES = (  # a text has one of them: the first of which its numbers rise
+_WEAK_SHAPES = (  # of each text, only the first shape with rising numbers counts
     ("第N", lazy_pattern(f"(?:正文)?第({NUMBER})[{KINDS}](?! )[^。：；“”「」…]{{1,30}}(?<![，、])")),
     ("…第N", lazy_pattern(f"{_TEXT}{{1,8}}第({NUMBER})")),
     ("N …", lazy_pattern(f"({NUMBER})[{BLANKS}]+{_TEXT}(?:[^，。！？：；“”「」…]{{0,20}})")),
@@ -138,8 +138,8 @@ def _numbers(page: Utf16Text, starts: np.ndarray, ends: np.ndarray) -> list[tupl
 def inline_headings(page: Utf16Text, lines: Lines, numbers: Ordinals) -> np.ndarray:
     """Return the positions inside lines where a chapter begins: `…下回分解。第二回 贾夫人…`.
 
-    Before them a sentence ends or a blank stands, after them comes a blank, and their numbers rise by one in their
-    text, together with those at line starts. A word such as the title of the book may begin the line.
+    A sentence end or a blank is before such a position, a blank is after the number, and the numbers of a text, with
+    those at line starts, rise by one. A word such as the title of the book may begin the line.
     """
     starts, ends = numbers.of_kind()
     is_open = is_one_of(units_at(page, ends), BLANKS)
@@ -182,7 +182,7 @@ def _runs(entries: list[tuple[int, int, bool]]) -> Iterator[list[tuple[int, int,
 
 
 class WeakHeading(NamedTuple):
-    """A line that is a heading because its text numbers its chapters so. `pattern` and `number` are for the report."""
+    """A line that is a heading because it is one of a series. `pattern` and `number` are for the report."""
 
     line: int
     title: str

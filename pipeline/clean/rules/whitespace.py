@@ -36,7 +36,7 @@ from pipeline.clean.utf16 import (
 )
 
 POLICIES = {"keep": "", "comma": "，", "newline": "\n", "drop": ""}  # for gaps, and what each puts in their place
-# The key that counts runs of spaces inside lines. If there were any, the rules before this one saw torn text.
+# The key that counts runs of spaces inside lines. If there were any, the earlier rules ran on text with these spaces.
 INSIDE_LINES = "inside lines"
 GAPS_KEPT = "gaps kept"
 _WIDE_GAPS_KEPT = "ideographic spaces kept in lines without marks"  # of text with marks
@@ -52,7 +52,7 @@ def rule(gaps: str = "keep") -> Rule:
 
     A gap is a space between two clauses of text without marks, where it is the only mark. A gap that is kept becomes
     one space. In text with marks, an ideographic space between two clauses of a line without marks stays too, unless
-    gaps are dropped: it parts a title from its author, or the clauses of a verse.
+    gaps are dropped: it separates a title from its author, or the clauses of a verse.
     """
     return Rule("spaces", partial(_delete_spaces, gaps), units(BLANKS), produces=POLICIES[gaps])
 

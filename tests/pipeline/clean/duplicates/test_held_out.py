@@ -114,7 +114,7 @@ def test_index_is_the_same_for_any_batches(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(held_out, "_PAGE_CHARACTERS", 64)
     other = index_of(tmp_path / "other", *texts)
     assert np.array_equal(one.ngrams, other.ngrams)
-    assert np.array_equal(one.prints, other.prints)
+    assert np.array_equal(one.fingerprints, other.fingerprints)
     assert write_index(texts, tmp_path) == HeldOutCounts(30, 0, 340 - NGRAM + 1)
 
 
