@@ -87,8 +87,8 @@ def clean(
 ) -> Artifact:
     """Clean files, folders or downloaded sources into the corpus `name`.
 
-    Of folders, the patterns `include` and `exclude` choose the files; `engine` is that of `tokenize`. The other
-    `options` are those of the command, with underscores: `unit="paragraph"`, `script="simplified"`, `min_chars=10`.
+    The patterns `include` and `exclude` choose files of folders. `engine` is as in `tokenize`. The other `options` are
+    those of the command, with underscores: `unit="paragraph"`, `script="simplified"`, `min_chars=10`.
     """
     from pipeline.clean import stage
     from pipeline.clean.options import CleanOptions
@@ -124,8 +124,8 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Train a tokenizer ("bpe", "unigram", "char" or "bbpe") on one or more corpora and open it.
 
-    `name` is by default that of the first corpus. `vocab_size` None or "auto" takes the size that the corpus's report
-    advises, as far as the text allows it; for "char" it is 0, all characters of the corpus.
+    `name` is by default that of the first corpus. `vocab_size` None or "auto" takes the size that the report of the
+    corpus advises, or the largest that the text allows; for "char", it keeps all characters of the corpus.
     """
     from pipeline.tokenizers import stage
 
@@ -152,7 +152,7 @@ def tokenize(
 ) -> TokenStore:
     """Tokenize corpora, sources or files into token arrays and open them.
 
-    `tokenizer` and `end_of_text` are those of `load_tokenizer`, by default the trained one called `name`. `val` names
+    `tokenizer` and `end_of_text` are as in `load_tokenizer`; the default is the trained tokenizer `name`. `val` names
     corpora to validate on; `layout` is "memmap", "hdf5" or "both". `options` are those of the command, such as
     `val_fraction=0.1`. The `engine` "ray" or "ray:HOST:PORT" encodes files on other machines, with `jobs` cores each.
     With `jobs` above 1 the call starts worker processes, so a script needs the guard `if __name__ == "__main__":`.

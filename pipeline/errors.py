@@ -178,7 +178,7 @@ class TerminatedEarly(InkstoneError):
 
 
 class Terminated(KeyboardInterrupt):
-    """No safe point came in time after SIGTERM. What handles Ctrl-C handles this too."""
+    """The command reached no safe point in time after SIGTERM. Code that handles Ctrl-C handles this too."""
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # how Python keeps a byte of a name that is not UTF-8

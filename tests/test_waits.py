@@ -86,7 +86,7 @@ def test_commands_explain_what_takes_long(
         ("sample", "mini", "--prompt-ids", "1", "--max-tokens", 1): "writing 1 text of up to 1 token",
         ("export", "model", "mini", "--to", "hf"): "exporting",
         ("verify", "--deep"): "checking",
-        ("prune",): "comparing the generations with what needs them",
+        ("prune",): "finding the generations that nothing needs",
         ("status",): "adding up the sizes of all files",
         ("push", "runs/mini", f"file://{bucket}"): "copying",
         ("doctor", "--offline"): "checking this machine",

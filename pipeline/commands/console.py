@@ -82,7 +82,7 @@ class Choice(click.Choice[str]):
 
 
 class Word(click.Choice[str]):
-    """The word that must be the first argument; `hint` says in the error which command may have been meant."""
+    """A word that must be the first argument. `hint` ends the hint of its error: the command for other input."""
 
     def __init__(self, word: str, hint: str) -> None:
         super().__init__([word])
@@ -91,13 +91,13 @@ class Word(click.Choice[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value not in self.choices:
             word, command = self.choices[0], ctx.info_name if ctx else ""
-            hint = f"`{command} {word} NAME` looks at {word}; {self._hint}"
+            hint = f"`{command} {word} NAME` summarizes {word}; {self._hint}"
             raise errors.BadConfig(f"{command} must be followed by {word}, got {value}", hint=hint)
         return str(value)
 
 
 class Number(click.types.FloatParamType):
-    """A finite number. Click's type accepts "nan", which passes no comparison, and "inf", which JSON cannot hold."""
+    """A finite number. Click's own type accepts "nan" and "inf", which JSON cannot represent."""
 
     def __init__(self, low: float = -math.inf) -> None:
         self._low = low
@@ -184,7 +184,7 @@ class Command(click.Command):
         except BaseException as error:
             failure = _uncreatable(error, settings.root) or explain(error)
             settings.progress.event("exit", result="failed", code=failure.exit_code, error=failure.message)
-            if isinstance(error, errors.Terminated):  # click would take it for Ctrl-C
+            if isinstance(error, errors.Terminated):  # click would handle it as Ctrl-C
                 raise failure from None
             if isinstance(error, FileNotFoundError):  # only here it is known whether it is the folder of the artifacts
                 raise failure from error

@@ -196,7 +196,7 @@ def prune(settings: Settings, keep: int, dry_run: bool) -> Outcome:
     from pipeline.maintenance.status import size
     from pipeline.runtime.terminal import table
 
-    with settings.progress.wait("comparing the generations with what needs them"):
+    with settings.progress.wait("finding the generations that nothing needs"):
         rows = retention.prune(settings.root, keep=keep, dry_run=dry_run)
     removed = [row for row in rows if row.removed]
     freed = sum(row.bytes for row in removed)

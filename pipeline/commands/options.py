@@ -105,7 +105,7 @@ NETWORK = option_group(
 
 
 def refuse_options(reason: str, *names: str) -> None:
-    """Raise BadConfig for `reason` if one of these parameters of the command was given, which would be ignored."""
+    """Raise BadConfig, with `reason`, if the user set one of these parameters, which the command would ignore."""
     context = click.get_current_context()
     for option in context.command.params:
         if option.name in names and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE:
@@ -182,7 +182,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def name_of(reference: str, kind: str) -> str:
-    """Return the name that an artifact or a path passes on: `corpora/shuihu/<key>` → shuihu, `data/a.txt` → a."""
+    """Return the name for an artifact made from a reference: `corpora/shuihu/<key>` → shuihu, `data/a.txt` → a."""
     from pipeline.store.manifest import is_valid_name, name_from_path
 
     path = Path(reference)

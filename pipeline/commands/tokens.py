@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pipeline.tokens.locate import TokensSummary
     from pipeline.tokens.stage import TokenizeInputs
 
-_MIN_CHARACTERS_PER_TOKEN = 1.1  # of a tokenizer that fits; a byte of a character that is not in it is a token
+_MIN_CHARACTERS_PER_TOKEN = 1.1  # of a tokenizer that fits; a character that it lacks takes a token for each byte
 
 
 @click.command("train-tokenizer", cls=Command)
@@ -44,16 +44,16 @@ _MIN_CHARACTERS_PER_TOKEN = 1.1  # of a tokenizer that fits; a byte of a charact
     type=Choice(["bpe", "unigram", "char", "bbpe"]),
     default="bpe",
     show_default=True,
-    help="Train a BPE or unigram model with SentencePiece, use one id per character, or train a byte-level BPE as "
-    "GPT-2 and Qwen have it (bbpe), written as Hugging Face's tokenizer.json.",
+    help="Kind of tokenizer: BPE or unigram of SentencePiece; one id per character (char); or byte-level BPE as in "
+    "GPT-2 and Qwen, written as a Hugging Face tokenizer.json (bbpe).",
 )
 @click.option(
     "--vocab-size",
     metavar="N|auto",
     default="auto",
     show_default=True,
-    help="Number of token ids; auto takes the number that the report of the corpus advises, or fewer if the text has "
-    "no more. For char, 0 and auto mean all characters.",
+    help="Number of token ids; auto takes the number that the report of the corpus advises, or the largest possible if "
+    "the text is too small for it. For char, 0 and auto keep all characters.",
 )
 @REBUILD
 def train_tokenizer(
@@ -61,7 +61,7 @@ def train_tokenizer(
 ) -> Outcome:
     """Train a tokenizer on corpora.
 
-    Without CORPUS, the newest corpus is used. A text file with one sentence per line serves too.
+    Without CORPUS, the newest corpus is used. CORPUS may also be a text file with one sentence per line.
 
     \b
     Examples:
@@ -130,15 +130,16 @@ def train_tokenizer(
         "--val-fraction",
         type=Number(),
         metavar="FRACTION",
-        help="Fraction of the text to hold out, chosen by hash; 0 holds out nothing (default: as before, else 0.05).",
+        help="Fraction of the text to hold out, chosen by hash; 0 holds out nothing (default: that of the previous "
+        "generation, at first 0.05).",
     ),
     click.option(
         "--val-split",
         type=Choice(["auto", "document", "stretch"]),
         default="auto",
         show_default=True,
-        help="Hold out whole documents, or stretches of 4 to 64 KiB; auto does as before, and at first divides few "
-        "or very long documents into stretches.",
+        help="Hold out whole documents, or stretches of 4 to 64 KiB; auto keeps the choice of the previous generation, "
+        "and at first divides few or very long documents into stretches.",
     ),
     click.option("--val", multiple=True, metavar="CORPUS", help="Validate on this corpus instead (repeatable)."),
     click.option(
@@ -282,7 +283,7 @@ def _characters_per_token(counts: Mapping[str, int]) -> float:
 
 
 def _fit_warning(tokenizer: Tokenizer, characters_per_token: float) -> list[str]:
-    """Return a warning if a tokenizer of pieces spells the text in single characters and bytes."""
+    """Return a warning if a tokenizer of pieces encodes the text as single characters and bytes."""
     from pipeline.tokenizers import Characters
 
     if tokenizer.kind == Characters.kind or characters_per_token >= _MIN_CHARACTERS_PER_TOKEN:

@@ -24,7 +24,7 @@ FORMATS: dict[str, TokenFormat] = {
 class ExportedTokens:
     """Outcome of an export.
 
-    `files` are paths inside `path`, `bytes` their total size. `warning` is what the user should know, or "".
+    `files` are paths inside `path`, `bytes` their total size. `warning` is a warning for the user, or "".
     """
 
     format: str
@@ -45,9 +45,9 @@ def export(
     With `verify`, the export is first read back by the format's own rules and compared with the store. `shard_tokens`
     is the number of ids in a file of llmc, 0 for its default.
 
-    Raises BadConfig for an unknown format, a vocabulary that does not fit it or files of a size that it does not have,
-    CannotCreate if `out` exists, StorageFailed when there is not enough space, BadData when the artifact is damaged or
-    the export does not read back.
+    Raises BadConfig for an unknown format, a vocabulary that is too large for it, or `shard_tokens` that it does not
+    support; CannotCreate if `out` exists; StorageFailed if there is not enough space; BadData if the artifact is
+    damaged or the export differs when read back.
     """
     if format_name not in FORMATS:
         raise BadConfig(f"no format {format_name!r} to export tokens to", hint=f"formats: {', '.join(FORMATS)}")

@@ -87,13 +87,12 @@ class TokenFormat:
     """One format of another tool.
 
     `write` fills an empty folder. `read` yields all ids of that folder, split by split, in the order and with the
-    end-of-text ids of our own store. It relies only on the format's own headers and indexes, and raises BadData where
-    they contradict the bytes. `read_lengths` does the same for document lengths, in formats that store them. `check`
-    compares what else the folder holds with the source, and raises BadData.
-    `has_mask` is True if the format has a place for the mask of conversations.
-    `max_vocab_size` is the largest vocabulary that fits. `itemsize` is the bytes per id where it differs from the
-    store's. `warning` returns what the user should know about this export, "" if nothing. `has_shards` is True if the
-    user may choose the size of files.
+    end-of-text ids of our own store. It uses only the headers and indexes of the format, and raises BadData if they
+    contradict the bytes. `read_lengths` does the same for document lengths, in formats that store them. `check` raises
+    BadData if other files of the folder, such as a mask, differ from the source.
+    `has_mask` is True if the format can store the mask of conversations. `max_vocab_size` is the largest vocabulary
+    that fits. `itemsize` is the number of bytes per id if it differs from the store's. `warning` returns a warning
+    about this export for the user, or "". `has_shards` is True if the user may choose the size of files.
     """
 
     name: str

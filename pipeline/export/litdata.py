@@ -3,8 +3,8 @@
     index.json         the chunks in order, the dtype of ids, and a stamp that identifies them in caches
     chunk-0-{i}.bin    <u4 number of items N | <u4[N+1] offsets of the items, with the end of the last | the items
 
-Each chunk has one item. That loses no document, as TokensLoader cuts a chunk into blocks regardless of its items. It
-skips the ids at the end of a chunk that do not fill a block.
+Each chunk has one item, because TokensLoader cuts a chunk into blocks regardless of its items. It skips the ids at the
+end of a chunk that do not fill a block.
 Source: litdata's streaming/writer.py, streaming/item_loader.py and utilities/dataset_utilities.py.
 """
 

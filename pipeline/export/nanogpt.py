@@ -33,12 +33,12 @@ def _write(source: TokenSource, folder: Path) -> None:
 
 
 def _meta(tokenizer: Tokenizer, itos: dict[int, str]) -> dict[str, Any]:
-    """Return the size of the vocabulary, and the maps between ids and texts without which sample.py fails.
+    """Return the size of the vocabulary, and the maps `itos` and `stoi` between ids and texts that sample.py needs.
 
-    sample.py joins the texts of `itos`, so each is that of its id inside a text, with its space. sample.py encodes a
-    prompt character by character. Several ids may have the same text, such as parts of a character. `stoi` has the last
-    of them. For a character that occurs in the training text, that is its own id and not that of the unknown character.
-    A character that has an id only after a space has that one.
+    sample.py joins the texts of `itos`, so the text of an id is the one that it has inside a text, with its space. It
+    encodes a prompt character by character with `stoi`. If several ids have the same text, such as the unknown
+    character and parts of characters, `stoi` has the last one, so a known character gets its own id. A character whose
+    only id begins with a space gets that id.
     """
     alone = {tokenizer.decode([token]): token for token in itos}
     return {"vocab_size": len(itos), "itos": itos, "stoi": alone | {text: token for token, text in itos.items()}}
@@ -52,7 +52,7 @@ def _check(folder: Path, source: TokenSource) -> None:
 
 
 def _decoded(tokenizer: Tokenizer) -> dict[int, str]:
-    """Decode each id after the first word of the vocabulary, whose beginning a decoder may change."""
+    """Decode each id after the first word of the vocabulary: a decoder may change an id at the beginning of a text."""
     texts = {token: tokenizer.decode([token]) for token in range(tokenizer.vocab_size)}
     words = (token for token, text in texts.items() if text.strip("\ufffd ") and token != tokenizer.unknown_id)
     first = next(words, 0)

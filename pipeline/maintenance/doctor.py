@@ -114,7 +114,7 @@ def _write_checks(folder: Path) -> list[Finding]:
     """Run the checks that write, in a temporary folder."""
     checks = {"locks": _locks, "sync": _sync, "hard links": _hard_links, "publishing": _publishing}
     try:
-        # A temporary: if this process is killed, nothing takes the folder for an artifact.
+        # A temporary folder: if this process is killed, no command mistakes the folder for an artifact.
         with files.temporary_folder(folder / "doctor") as path:
             findings = [_guarded(name, check, path) for name, check in checks.items()]
     except OSError as error:

@@ -167,7 +167,7 @@ def prune(root: Path, *, keep: int = 2, dry_run: bool = False) -> list[PruneRow]
 
 
 class _Pruning:
-    """State of one prune: its options, and what was deleted so far. In a dry run that still exists."""
+    """State of one prune: its options, and what was deleted so far, or would have been without a dry run."""
 
     def __init__(self, root: Path, keep: int, dry_run: bool) -> None:
         self.root, self.keep, self.dry_run = root, keep, dry_run
@@ -181,7 +181,7 @@ class _Pruning:
                 return [*self._leftovers(folder), *self._generations(folder)]
         except TryAgain as busy:
             return [PruneRow(self._ref(folder / key), False, 0, busy.message) for key in generation_keys(folder)]
-        except BadData as error:  # what is not a link, a lock or a record of rollbacks: the other folders are pruned
+        except BadData as error:  # an invalid `current`, lock or record of rollbacks: the other folders are pruned
             return [PruneRow(self._ref(folder), False, 0, error.message)]
 
     def prune_reports(self) -> Iterator[PruneRow]:
@@ -243,7 +243,7 @@ class _Pruning:
         """
         try:
             current = artifact.read(folder / "current")
-        except InkstoneError:  # none, or damaged: a draft may be what repairs it
+        except InkstoneError:  # none, or damaged: a draft may be needed to rebuild it
             return []
         if "ended" in current.manifest.options:
             return []
@@ -283,7 +283,7 @@ class _Pruning:
         return recent
 
     def _remove_unless_read(self, generation: Path, ref: str) -> PruneRow:
-        """Delete a generation unless a process reads it. The lease keeps new readers out until it is renamed."""
+        """Delete a generation unless a process reads it. No reader can get a lease until the generation is moved."""
         manifest = generation / MANIFEST
         if not manifest.is_file():  # without a manifest nothing can read it
             return self._remove(generation, ref)
@@ -316,7 +316,7 @@ class _Pruning:
 
 @dataclass(frozen=True)
 class _RequiredBy:
-    """Generations that must stay: `by` maps each kind/name/key to what needs it.
+    """Generations that must stay: `by` maps each kind/name/key to the artifact or draft that needs it.
 
     `unknown` is the reason why `by` may be incomplete, "" if it is complete.
     """
@@ -340,21 +340,21 @@ def _required_by(root: Path, removed: set[str]) -> _RequiredBy:
         elif ref.startswith("runs/"):  # other stages can start again from other data
             unknown = f"{ref} may need it: finish that training, or delete its folder"
     runs = [f"runs/{folder.name}/{key}" for folder in (root / "runs").glob("*") for key in generation_keys(folder)]
-    unread = [ref for ref in sorted(runs) if ref not in removed]
-    while unread or pending:
-        for ref in unread:
+    unvisited = [ref for ref in sorted(runs) if ref not in removed]
+    while unvisited or pending:
+        for ref in unvisited:
             try:
                 pending.append((ref, read_inputs(root / ref)))
             except InkstoneError as error:
                 unknown = f"{ref} may need it, and cannot be read: {error}"
-        unread = []
+        unvisited = []
         for ref, inputs in pending:
             for entry in inputs:
                 if entry.role == "parent" and not _is_draft(ref):
                     continue  # a finished run no longer needs the weights it started from
                 if entry.name not in by and _is_generation(root, entry.name):
                     by[entry.name] = ref
-                    unread.append(entry.name)
+                    unvisited.append(entry.name)
         pending = []
     return _RequiredBy(by, unknown)
 

@@ -23,8 +23,8 @@ def verify(
     """Yield (name, problems) for every raw source, generation and report, or for those that `reference` names.
 
     A reference is a name of any kind (`shuihu`), a kind, a kind and a name, all of that with a key, or the path of an
-    artifact. With `deep` every byte is hashed. Raises InputMissing if nothing has that name, OSError for what may not
-    be read.
+    artifact. With `deep` every byte is hashed. Raises InputMissing if nothing has that name, OSError for a folder that
+    may not be read.
     """
     target = reference.removesuffix("/").removeprefix("raw/")
     any_found, progress = False, progress or Progress()

@@ -84,8 +84,10 @@ class TokenizeSection(TokenizeOptions, frozen=True, forbid_unknown_fields=True):
     """The options of `tokenize`, and the library that encodes.
 
     format         files to write: `memmap`, `hdf5` or `both`
-    val_fraction   fraction to hold out; by default that of the generation before, 0.05, or 0 with a validation corpus
-    val_split      hold out whole documents or stretches of them; `auto` does as the generation before, or chooses
+    val_fraction   fraction to hold out; by default as in the previous generation, at first 0.05, or 0 with a validation
+                   corpus
+    val_split      hold out whole documents or stretches of them; `auto` keeps the choice of the previous generation,
+                   and at first chooses
     allow_overlap  accept a validation corpus even if most of it is trained on too
     allow_unknown  accept a text even if more than 5 % of its characters are not in the vocabulary
     max_bad        largest fraction of bad documents that is accepted
@@ -104,8 +106,8 @@ class TokenizeSection(TokenizeOptions, frozen=True, forbid_unknown_fields=True):
 class TrainSection(_Section, frozen=True):
     """The options of `train`.
 
-    preset   a preset, see `inkstone presets`; `"auto"` is that of the recipe's run, or else one that is chosen for the
-             text, the device and the time
+    preset   a preset, see `inkstone presets`; `"auto"` takes the preset of the recipe's run, and at first chooses one
+             for the text, the device and the time
     parent   a run to tune on the text, which is conversations or pairs of answers, as with `train --from`
     steps    length of the training in steps
     minutes  length of the training in minutes, instead of steps
@@ -124,8 +126,8 @@ class TrainSection(_Section, frozen=True):
 
 
 class TuneSection(DownloadSection, frozen=True):
-    """Conversations, or pairs of answers, on which the run of the recipe is tuned. The first section, [sft], makes the
-    run NAME-sft, and [dpo] makes NAME-dpo from that.
+    """Conversations, or pairs of answers, on which a run is tuned: with [sft] the run of the recipe, which gives
+    NAME-sft; with [dpo] that one, which gives NAME-dpo.
 
     steps    length of the training in steps; by default as many epochs as `train --from` takes
     minutes  length of the training in minutes, instead of steps
@@ -146,7 +148,7 @@ class SampleSection(_Section, frozen=True):
     max_tokens   longest continuation, in tokens
     temperature  0 takes the most probable token; higher values vary more; by default as in `sample`
     top_k        take only the most probable tokens, this many; by default as in `sample`
-    min_p        take only tokens at least this times as probable as the most probable; by default as in `sample`
+    min_p        take only tokens whose probability is at least this fraction of the highest; by default as in `sample`
     seed         number that decides the random choices; by default as in `sample`
     """
 
@@ -251,10 +253,10 @@ def _raised(key: str, check: Callable[[Any], object], value: Any) -> list[Inksto
 def _training_errors(
     name: str, section: dict[str, Any], check_training: Callable[[TrainSection], object], strict: bool
 ) -> list[InkstoneError]:
-    """Return the errors of the settings in [train] or of a tuning: of the preset, else of the entries that fit no
-    others, else of all.
+    """Return the errors of the settings in [train], or of a tuning.
 
-    Settings that only fit together, such as width = 192 and heads = 3, are not an error.
+    These are the errors of the preset; if it has none, those of single entries; else those of all entries together.
+    Entries that are valid only together, such as width = 192 and heads = 3, are not an error.
     """
 
     def check(key: str, entries: dict[str, Any]) -> list[InkstoneError]:

@@ -1,7 +1,7 @@
-"""Examples of what each cleaning rule changed, found by cleaning the beginning of the source files again.
+"""Examples of the changes of each cleaning rule, from cleaning the beginning of the source files again.
 
-A corpus holds the text after all rules, so the examples come from the files that it was made from. There are none if
-these files were moved or changed.
+A corpus has only the text after all rules, so the examples are made from its source files. There are none if these
+files were moved or changed.
 """
 
 from __future__ import annotations

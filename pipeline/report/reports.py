@@ -17,8 +17,8 @@ from pipeline.store.artifact import Artifact, lease, require_intact
 from pipeline.store.generations import current_key
 
 FOLDER = "reports"
-# Modules with a function `chapter(artifact, say)`, by kind. They are imported when a report needs them: `status`, which
-# only lists reports, takes less time than they.
+# Modules with a function `chapter(artifact, say)`, by kind. They are imported when a report needs them, because
+# importing them takes longer than `status`, which only lists reports.
 CHAPTERS = {
     "corpora": "pipeline.report.corpus_sections",
     "tokens": "pipeline.report.tokens_sections",

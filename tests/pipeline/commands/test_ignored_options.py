@@ -36,7 +36,7 @@ def test_inspecting_a_file_names_the_command_for_it(root: Path, capsys: pytest.C
     assert run(root, "inspect", "in/gbk.txt") == 78
     refused = json.loads(capsys.readouterr().out)
     assert refused["error"] == "inspect must be followed by tokens, got in/gbk.txt"
-    assert refused["hint"] == "`inspect tokens NAME` looks at tokens; text files: `clean FILE --dry-run`"
+    assert refused["hint"] == "`inspect tokens NAME` summarizes tokens; text files: `clean FILE --dry-run`"
 
 
 def test_the_same_options_are_accepted_where_they_have_an_effect(root: Path) -> None:
