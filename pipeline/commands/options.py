@@ -68,7 +68,7 @@ TEXT_FIELD = click.option(
     help="Field of JSON records or column of tables that holds the text, e.g. content or data.body; "
     "several, repeated or joined by commas, are joined by a blank line (default: text, or the field that dominates).",
 )
-REBUILD = click.option("--rebuild", is_flag=True, help="Build again what is published; other bytes take its place.")
+REBUILD = click.option("--rebuild", is_flag=True, help="Build again what is published, and replace it if bytes differ.")
 STAGES = ("download", "clean", "train-tokenizer", "tokenize", "train", "sft", "dpo")
 THROUGH = click.option(
     "--through",

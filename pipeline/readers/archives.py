@@ -81,7 +81,8 @@ class ZipReader:
         """Yield the content of a member, decompressed from the archive."""
         info = self._infos[name]
         if info.flag_bits & 1:
-            raise BadData(f"{self._label}: {name} is encrypted", hint="unpack it, then name the folder")
+            hint = "unpack it with the password, then name the folder"
+            raise BadData(f"{self._label}: {name} is encrypted", hint=hint)
         with zip_errors(f"{self._label}: {name}", "a member of a ZIP archive"), self._archive.open(info) as file:
             while block := file.read(_BLOCK):
                 self._total += len(block)

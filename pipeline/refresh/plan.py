@@ -125,9 +125,9 @@ def plan(chain: Chain, options: RefreshOptions, timings: Mapping[str, StageTimin
             chain.artifacts[stage.label] = published
             steps.append(_fresh_step(stage, published))
             continue
-        if standing := current_instead(root, identity, accept_worse=options.accept_worse):
-            chain.artifacts[stage.label], why = standing
-            steps.append(PlanStep(stage.label, "fresh", standing[0].ref, why))
+        if retained := retained_current(root, identity, accept_worse=options.accept_worse):
+            chain.artifacts[stage.label], why = retained
+            steps.append(PlanStep(stage.label, "fresh", retained[0].ref, why))
             continue
         stale.add(stage.label)
         fraction = 1.0
@@ -153,7 +153,7 @@ def _fresh_step(stage: Stage, published: Artifact) -> PlanStep:
     return PlanStep(stage.label, "fresh", published.ref, note=built_with(published.manifest.code))
 
 
-def current_instead(root: Path, identity: Identity, *, accept_worse: bool) -> tuple[Artifact, str] | None:
+def retained_current(root: Path, identity: Identity, *, accept_worse: bool) -> tuple[Artifact, str] | None:
     """Return the current artifact if it stays current instead of the one of `identity`, and the reason; else None.
 
     It stays if the artifact of `identity` was rolled back, or published without becoming current.

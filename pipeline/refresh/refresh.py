@@ -18,7 +18,7 @@ import msgspec
 
 from pipeline.errors import InkstoneError, to_inkstone_error
 from pipeline.refresh import state
-from pipeline.refresh.plan import PlanStep, RefreshOptions, RefreshPlan, current_instead, plan
+from pipeline.refresh.plan import PlanStep, RefreshOptions, RefreshPlan, plan, retained_current
 from pipeline.refresh.recipe import Recipe
 from pipeline.refresh.stages import Chain, TrainStage
 from pipeline.refresh.state import RefreshState, StageTiming
@@ -122,8 +122,8 @@ def _run(
             progress.safe_point("the stages before are done")
             journal.begin(step.stage)
             identity, build = stages[step.stage].prepare()
-            if standing := current_instead(root, identity, accept_worse=options.accept_worse):
-                last, why = standing
+            if retained := retained_current(root, identity, accept_worse=options.accept_worse):
+                last, why = retained
                 outcomes.append(dataclasses.replace(step, result="unchanged", what=last.ref, why=why))
             else:
                 before = _current(root, identity)

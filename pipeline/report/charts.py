@@ -224,7 +224,7 @@ _END_TEXT = Markup('<text class="label" x="10" y="{}">{}</text>')
 
 
 def flow(start: tuple[str, int], branches: Sequence[tuple[str, int]], end: tuple[str, int], label: str) -> Markup:
-    """Return a flow chart: a stream from `start` to `end`, with a branch for each count: leaving if it is below 0.
+    """Return a flow chart: a stream from `start` to `end`, with a branch for each count, which leaves it if negative.
 
     Widths are proportional to the counts, but every branch is visible.
     """

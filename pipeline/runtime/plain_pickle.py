@@ -13,8 +13,8 @@ from pipeline.runtime.regular_file import regular_file
 _MAX_BYTES = 64 << 20  # a vocabulary of 65,536 tokens takes 2 MB
 
 
-# Of dicts, lists, texts, numbers, booleans and None, in all protocols, and those of names, which find_class refuses.
-# A tuple as a key of a dict may be nested so deep that hashing it ends the process.
+# The opcodes of dicts, lists, texts, numbers, booleans and None in all protocols, and those of names, which find_class
+# refuses. Those of tuples are missing: a deeply nested tuple as the key of a dict can crash the process.
 _OPCODES = (
     *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.MEMOIZE, pickle.PUT, pickle.BINPUT),
     *(pickle.LONG_BINPUT, pickle.GET, pickle.BINGET, pickle.LONG_BINGET, pickle.GLOBAL, pickle.STACK_GLOBAL),
@@ -26,7 +26,7 @@ _OPCODES = (
 )
 
 
-class _Unpickler(pickle._Unpickler):  # in C, one byte of the pickle decides the size of a table of GiB
+class _Unpickler(pickle._Unpickler):  # not the one in C: there, a few bytes can allocate a table of GiB
     dispatch: ClassVar = {opcode[0]: pickle._Unpickler.dispatch[opcode[0]] for opcode in _OPCODES}
 
     def find_class(self, module: str, name: str) -> Any:

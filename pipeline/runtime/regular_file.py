@@ -22,7 +22,7 @@ _KINDS = ((stat.S_ISDIR, "a folder"), *_BLOCKING)
 def regular_file(path: Path) -> Path:
     """Return the path of an input. Raises InputMissing if it is a FIFO, a socket or a device.
 
-    Other errors are left to its reader.
+    Other errors are raised when it is read.
     """
     with suppress(OSError, ValueError):
         mode = path.stat().st_mode

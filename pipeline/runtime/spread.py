@@ -42,8 +42,8 @@ def describe(engine: Engine, count: int, plural: str) -> str:
     return f"{counted(count, plural)} on {counted(engine.slots, 'slots')} of {counted(engine.cores, 'cores')}"
 
 
-class Sign(NamedTuple):
-    """Signs of work on a task: the number of its finished units, and of units that were begun and are not finished."""
+class TaskProgress(NamedTuple):
+    """Progress of a task: the number of its finished units, and the number of units that are begun but not finished."""
 
     finished: int
     begun: int
@@ -58,8 +58,8 @@ class SpreadTask(Protocol):
     @property
     def size(self) -> int: ...
 
-    def sign(self) -> Sign:
-        """Return the present signs of work on this task."""
+    def progress(self) -> TaskProgress:
+        """Return the progress that the files of this task show."""
 
 
 Task = TypeVar("Task", bound=SpreadTask)
@@ -72,7 +72,7 @@ def spread(
     """Yield `(task, call(task))` of all tasks as they end, computed by an engine.
 
     The largest tasks come first, and at most two per slot are submitted at a time. A task is submitted again if its
-    worker was lost, or if it has shown a sign of work and then no new one for `deadline` seconds.
+    worker was lost, or if its progress stopped for `deadline` seconds after it began.
 
     Raises the BadData of the first task in order that has one, after all tasks before it; another error of `call` at
     once; WorkerLost for a task that was lost three times without finishing a unit in between; TryAgain after SIGTERM.
@@ -86,11 +86,11 @@ def spread(
 
 @dataclass
 class _Attempt:
-    """A submitted task, by its index, with the signs at its submission and at the last check."""
+    """A submitted task, by its index, with its progress at the submission and at the last check."""
 
     index: int
-    first: Sign
-    last: Sign
+    first: TaskProgress
+    last: TaskProgress
     changed: float = field(default_factory=time.monotonic)
 
 
@@ -129,8 +129,8 @@ class _Spread(Generic[Task, Result]):
             self._submit(self._waiting.pop())
 
     def _submit(self, index: int) -> None:
-        sign = self._tasks[index].sign()
-        attempt = _Attempt(index, sign, sign)
+        progress = self._tasks[index].progress()
+        attempt = _Attempt(index, progress, progress)
         try:
             future = self._engine.submit(run_task, self._call, self._tasks[index])
         except Exception as error:  # noqa: BLE001 - of the engine, such as a pool that broke
@@ -162,7 +162,7 @@ class _Spread(Generic[Task, Result]):
     def _lose(self, attempt: _Attempt, error: Exception) -> None:
         """Submit a lost task again, unless another attempt at it runs. Raises WorkerLost for the last loss."""
         index, task = attempt.index, self._tasks[attempt.index]
-        has_progress = task.sign().finished > attempt.first.finished
+        has_progress = task.progress().finished > attempt.first.finished
         self._losses[index] = 1 if has_progress else self._losses.get(index, 0) + 1
         if self._losses[index] >= _LOSSES:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
@@ -174,16 +174,16 @@ class _Spread(Generic[Task, Result]):
             self._waiting.append(index)
 
     def _resubmit_late(self) -> None:
-        """Submit tasks again that have shown no new sign of work until their deadline."""
+        """Submit tasks again whose progress stopped, once the deadline has passed."""
         now = time.monotonic()
         if now < self._next_check:
             return
         self._next_check = now + self._deadline / _CHECKS
         for attempt in list(self._attempts.values()):
-            sign = self._tasks[attempt.index].sign()
-            if sign != attempt.last:
-                attempt.last, attempt.changed = sign, now
-            elif sign != attempt.first and now - attempt.changed > self._deadline:
+            progress = self._tasks[attempt.index].progress()
+            if progress != attempt.last:
+                attempt.last, attempt.changed = progress, now
+            elif progress != attempt.first and now - attempt.changed > self._deadline:
                 attempt.changed = now
                 self._submit(attempt.index)
 

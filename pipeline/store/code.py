@@ -155,7 +155,7 @@ def build_note(edited: Mapping[str, str], result: str, *, rebuilt: bool) -> str:
     """Return the edited files that an artifact was built with, and the outcome of a rebuild; "" if there is neither."""
     notes = [built_with(edited)]
     if rebuilt:
-        notes.append("rebuilt with the same bytes" if result == "unchanged" else "in the place of other bytes")
+        notes.append(f"rebuilt with {'the same' if result == 'unchanged' else 'other'} bytes")
     return ", ".join(filter(None, notes))
 
 

@@ -8,7 +8,7 @@ from pipeline.tokenizers.tokenizer import Tokenizer
 
 
 class IncrementalDetokenizer:
-    """Decodes ids one at a time. Bytes that begin a character are held until its last byte arrives.
+    """Decode ids one at a time. Bytes that begin a character are kept until its last byte is added.
 
     Invalid UTF-8 is dropped, so U+FFFD never appears. `after` is the id before the first one, None if there is none.
     """

@@ -14,7 +14,7 @@ from pipeline.clean.options import TABLE_FILES, CleanOptions
 from pipeline.clean.parts.builder import Part, make_part
 from pipeline.clean.parts.part import DIGESTS, PartRecord, PartTask
 from pipeline.runtime.progress import Advance
-from pipeline.runtime.spread import Engine, Sign, spread
+from pipeline.runtime.spread import Engine, TaskProgress, spread
 from pipeline.sources.nodes.check import local_file, require_draft, require_versions, versions_of, wait_for_files
 from pipeline.store import code
 
@@ -48,13 +48,13 @@ class NodeTask(msgspec.Struct, frozen=True):
     def size(self) -> int:
         return self.part.size
 
-    def sign(self) -> Sign:
-        """Return the present signs of work: bytes of unfinished files count as begun units."""
+    def progress(self) -> TaskProgress:
+        """Return the progress of the part. Each byte of its unfinished files counts as a begun unit."""
         folder = self.part.path("")
         written = 0
         with suppress(FileNotFoundError):  # a folder that was listed, and renamed before its files were
             written = sum(_size(path) for path in folder.parent.glob(f".*{folder.name}.*/*"))
-        return Sign(int((folder / "part.json").exists()), written)
+        return TaskProgress(int((folder / "part.json").exists()), written)
 
 
 def make_on_node(task: NodeTask) -> PartRecord:

@@ -18,8 +18,8 @@ COMMON_CHARACTERS = (  # of novels, poems and news, simplified and traditional
     "，。、：；！？“”‘’「」『』《》（）—…·\u3000"
 )
 
-# The commonest characters of 水浒, 宋词 and 全唐诗 that only one script has, in pairs, by the dictionaries of OpenCC;
-# without those that stand for several characters, or that books of the other script have too.
+# Pairs of the commonest characters of 水浒, 宋词 and 全唐诗 that only one script has, by the dictionaries of OpenCC.
+# Left out are characters that replace several of the other script, or that also occur in books of the other script.
 SIMPLIFIED = (  # of simplified texts alone
     "来无风时见长为归处诗门与东将马声头飞红谁应书远阳开还满楼张过两从梦旧难说间树龙军问独华闻边尘乐气宫犹轻离断题绿"
     "听对随阴汉刘双国岁语怀临杨儿关吴寻晓这残鸟连辞数罗惊传忆师动经画乡会鹤终隐园转兰许凤赠横绝点节兴鱼陈齐灯灵乱虚"

@@ -17,7 +17,7 @@ from pipeline import tokenizers
 from pipeline.readers.documents import Note, log_note
 from pipeline.runtime import workers
 from pipeline.runtime.progress import Advance, Progress
-from pipeline.runtime.spread import Sign
+from pipeline.runtime.spread import TaskProgress
 from pipeline.runtime.terminal import counted
 from pipeline.sources.inputs import InputFile, require_unchanged
 from pipeline.sources.nodes import check
@@ -65,9 +65,11 @@ class FileTask:
     def scratch(self) -> Path:
         return self.draft / artifact.SCRATCH
 
-    def sign(self) -> Sign:
+    def progress(self) -> TaskProgress:
         names = [path.name for path in self.scratch.glob(f"*-{self.number:05d}-*")]
-        return Sign(sum(name.startswith("unit-") for name in names), sum(name.startswith(OPEN) for name in names))
+        return TaskProgress(
+            sum(name.startswith("unit-") for name in names), sum(name.startswith(OPEN) for name in names)
+        )
 
 
 def make(task: FileTask) -> list[UnitRecord]:

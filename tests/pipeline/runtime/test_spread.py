@@ -16,7 +16,7 @@ import pytest
 from pipeline.errors import BadConfig, BadData, TryAgain, WorkerLost
 from pipeline.runtime import engines
 from pipeline.runtime.signals import stop_on_sigterm
-from pipeline.runtime.spread import Sign, spread
+from pipeline.runtime.spread import TaskProgress, spread
 from tests.support.engines import Processes, Threads
 
 
@@ -32,8 +32,8 @@ class Numbered:
     def name(self) -> str:
         return f"{self.number}.jsonl"
 
-    def sign(self) -> Sign:
-        return Sign(self.count("unit"), self.count("open"))
+    def progress(self) -> TaskProgress:
+        return TaskProgress(self.count("unit"), self.count("open"))
 
     def count(self, kind: str) -> int:
         return len(list(self.folder.glob(f"{kind}-{self.number}-*")))

@@ -114,7 +114,7 @@ def task(root: Path, texts: Path, tmp_path: Path) -> nodes.NodeTask:
 
 def test_second_attempt_takes_the_part_of_the_first(task: nodes.NodeTask, monkeypatch: pytest.MonkeyPatch) -> None:
     record = nodes.make_on_node(task)
-    assert task.sign().finished == 1
+    assert task.progress().finished == 1
     read, results = part.read_record, iter([None])
     monkeypatch.setattr(part, "read_record", lambda task: next(results, read(task)))
     assert nodes.make_on_node(task).files == record.files

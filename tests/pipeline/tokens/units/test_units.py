@@ -19,7 +19,7 @@ import zstandard
 
 from pipeline.errors import BadConfig, BadData, InputMissing
 from pipeline.runtime.progress import SilentProgress
-from pipeline.runtime.spread import Sign
+from pipeline.runtime.spread import TaskProgress
 from pipeline.store import artifact
 from pipeline.tokens import chunks
 from pipeline.tokens import stage as tokens_stage
@@ -230,12 +230,12 @@ def test_two_attempts_at_one_file_write_the_same_bytes(task: make.FileTask) -> N
         read = read_tasks([source], None, first.next_unit, first.is_full, lambda count: None)
         for part in read:
             first.add(part, encode(LETTERS, part))
-        assert task.sign() == Sign(0, 1)
+        assert task.progress() == TaskProgress(0, 1)
         second = make.make(task)
         ids = (task.draft / "train-00017-0000.bin").read_bytes()
         assert first.complete() == second
     assert (task.draft / "train-00017-0000.bin").read_bytes() == ids
-    assert task.sign() == Sign(1, 0)
+    assert task.progress() == TaskProgress(1, 0)
 
 
 @pytest.mark.parametrize("options", [{"max_documents": 50}, {"format": "hdf5"}, {"format": "both"}])
