@@ -6,8 +6,8 @@ poems, of 50 characters and more, score 0.2 to 1 in the right encoding and at mo
 encoding that decodes without an error is not enough, because GB18030 accepts the bytes of Big5. Without a clear winner,
 ASCII with accented letters, up to one character in five, is read as cp1252; anything else is an error.
 
-Invalid bytes become U+FFFD and are counted, so that a bad byte does not reject a book. A file is refused if it has more
-than 1 in 1,000 bytes; a short one may have up to 3, and 1 in 32.
+Invalid bytes become U+FFFD and are counted, so that a bad byte does not reject a book. A file is refused if more than 1
+in 1,000 of its bytes are invalid; in a short file, up to 3 bytes may be, and 1 in 32.
 
 In the order of this file: `read_text` reads a file, `detect` finds the encoding of its head, then the errors.
 """

@@ -166,7 +166,7 @@ def _begins_arrow_stream(head: bytes) -> bool:
 
 
 def _json_structure(head: bytes, is_complete: bool) -> str:
-    """Return "jsonl" or "json" if the head of a file, of any name, begins JSON with records, else ""."""
+    """Return "jsonl" or "json" if the head begins JSON with records, else "". For names that do not decide the kind."""
     if _has_json_lines(head, is_complete) or (not is_complete and head.startswith(b'{"') and b"\n" not in head):
         return "jsonl"
     return "json" if _JSON_LIST.match(head) or (is_complete and _is_object(head)) else ""

@@ -126,8 +126,8 @@ class TrainSection(_Section, frozen=True):
 
 
 class TuneSection(DownloadSection, frozen=True):
-    """Conversations, or pairs of answers, on which a run is tuned: with [sft] the run of the recipe, which gives
-    NAME-sft; with [dpo] that one, which gives NAME-dpo.
+    """Conversations, or pairs of answers, on which a run is tuned. [sft] tunes the run of the recipe, and makes
+    NAME-sft; [dpo] tunes NAME-sft, or without [sft] the run of the recipe, and makes NAME-dpo.
 
     steps    length of the training in steps; by default as many epochs as `train --from` takes
     minutes  length of the training in minutes, instead of steps
@@ -255,8 +255,9 @@ def _training_errors(
 ) -> list[InkstoneError]:
     """Return the errors of the settings in [train], or of a tuning.
 
-    These are the errors of the preset; if it has none, those of single entries; else those of all entries together.
-    Entries that are valid only together, such as width = 192 and heads = 3, are not an error.
+    These are the errors of the preset; if it has none, those of the entries that fit no others; if there are none,
+    those of all entries together. Entries that are valid only together, such as width = 192 and heads = 3, are no
+    error.
     """
 
     def check(key: str, entries: dict[str, Any]) -> list[InkstoneError]:

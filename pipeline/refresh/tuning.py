@@ -1,4 +1,4 @@
-"""The tunings of a recipe: NAME-sft is its run tuned on conversations, NAME-dpo is NAME-sft tuned on pairs of answers.
+"""The tunings of a recipe: NAME-sft is its run tuned on conversations, NAME-dpo is that run tuned on pairs of answers.
 
 Each tuning has a recipe of its own, derived from the sections [sft] and [dpo], and its own corpus, tokens and run. The
 tokenizer is that of the run that is tuned.
