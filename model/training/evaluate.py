@@ -23,8 +23,8 @@ from pipeline.tokens.store import TokenStore
 
 CODE_POINT_BITS = math.log2(0x110000 - 0x800)  # of all code points but surrogates, which no text has
 MAX_TOKEN_LOSSES = 1 << 18  # first tokens whose losses are recorded one by one
-# Values in the widest layer of a batch, and logits computed at once, by device type: 64 MiB in fp32 on a CPU. On CUDA an
-# evaluation then needs less memory than a step of one sequence, or 0.7 GB (tests/model/training/test_memory.py).
+# Values in the widest layer of a batch, and logits computed at once, by device type: 64 MiB in fp32 on a CPU. On CUDA
+# an evaluation then needs less memory than a step of one sequence, or 0.7 GB (tests/model/training/test_memory.py).
 _BATCH_VALUES = {"cpu": 1 << 24, "cuda": 1 << 25}
 
 
