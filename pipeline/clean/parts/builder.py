@@ -74,12 +74,7 @@ def make_part(task: PartTask, jobs: int = 1) -> PartRecord:
     """Make one part by itself, in its folder, and return its record; one that is complete already is not made again."""
     if record := parts.read_record(task):
         return record
-    try:
-        [part] = make_parts([task], lambda count: None, SilentProgress(), jobs)
-    except CannotCreate:  # another node has just made it
-        if record := parts.read_record(task):
-            return record
-        raise
+    [part] = make_parts([task], lambda count: None, SilentProgress(), jobs)
     return part.record
 
 
@@ -103,14 +98,18 @@ def make_parts(
     with contextlib.closing(results):
         due = next(results, None)
         for number, reading in enumerate(readings, complete):
-            with _open_part(reading) as writer:
-                while due and steps[0][0] is reading:
-                    progress.safe_point(
-                        f"kept {counted(number, 'complete parts')}" if number else "nothing was published"
-                    )
-                    writer.add(*due, steps.popleft()[1])
-                    due = next(results, None)
-                part = _finish_part(reading, writer)
+            try:
+                with _open_part(reading) as writer:
+                    while due and steps[0][0] is reading:
+                        progress.safe_point(
+                            f"kept {counted(number, 'complete parts')}" if number else "nothing was published"
+                        )
+                        writer.add(*due, steps.popleft()[1])
+                        due = next(results, None)
+                    part = _finish_part(reading, writer)
+            except CannotCreate:  # a node, perhaps of a killed command, has just made it from the same input
+                if not parts.read_record(reading.task):
+                    raise
             yield part
 
 

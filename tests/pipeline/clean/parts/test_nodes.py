@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from pipeline.clean import stage
 from pipeline.clean.options import CleanOptions
-from pipeline.clean.parts import nodes, part
+from pipeline.clean.parts import builder, nodes, part
 from pipeline.errors import BadConfig, BadData, WorkerLost
 from pipeline.runtime.engines import OpenEngine
 from pipeline.runtime.progress import SilentProgress
@@ -118,6 +119,20 @@ def test_second_attempt_takes_the_part_of_the_first(task: nodes.NodeTask, monkey
     read, results = part.read_record, iter([None])
     monkeypatch.setattr(part, "read_record", lambda task: next(results, read(task)))
     assert nodes.make_on_node(task).files == record.files
+
+
+def test_part_of_a_node_that_outlived_its_command_is_taken(
+    root: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, finish = clean(tmp_path / "one", texts), builder._finish_part
+
+    def finish_second(reading: builder.PartReading, writer: Any) -> builder.Part:
+        made = finish(reading, writer)
+        shutil.copytree(writer.folder, reading.task.path(""))
+        return made
+
+    monkeypatch.setattr(builder, "_finish_part", finish_second)
+    assert clean(root, texts).manifest == one.manifest
 
 
 def test_node_with_another_table_is_refused(task: nodes.NodeTask, tmp_path: Path) -> None:
