@@ -171,9 +171,7 @@ class Trainer:
 
     def _load_batches(self) -> None:
         self.loader = Loader(
-            self.sampler,
-            self.config.batch_size,
-            self.device,
+            *(self.sampler, self.config.batch_size, self.device),
             step=self.data_step,
             first=self.rows.start,
             count=len(self.rows),
@@ -229,6 +227,8 @@ class Trainer:
             if self.schedule.finished:
                 break
             self._step()
+            while self._bad_steps and not self.schedule.finished:  # a checkpoint between them would not count them
+                self._step()
         self.loader.close()
 
     def _clock(self) -> float:

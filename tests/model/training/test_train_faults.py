@@ -387,6 +387,29 @@ def test_three_bad_steps_in_a_row_roll_back_and_skip_the_data(
     assert_finite(current_run(root).path / "checkpoints")
 
 
+def with_nan_data(bad_steps: set[int]) -> Callable[..., Any]:
+    """Return a `Learner.step` whose loss is NaN on the batches of these steps, counted from 0."""
+    original_step, original_backward = Learner.step, Learner.backward
+
+    def step(learner: Learner, ids: Tensor, seed: int, *rest: Any) -> Any:
+        factor = NAN if seed & 0xFFFF_FFFF in bad_steps else 1.0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Learner, "backward", lambda *arguments: original_backward(*arguments) * factor)
+            return original_step(learner, ids, seed, *rest)
+
+    return step
+
+
+def test_run_stopped_between_bad_steps_ends_with_the_same_weights(tmp_path: Path) -> None:
+    """Case 57 of docs/design/reliability.md. Of three bad steps, the signal comes in the second."""
+    step = with_nan_data({12, 13, 14})
+    undisturbed = train_undisturbed(tmp_path / "undisturbed", constants={STEP: step})
+    assert [event["event"] for event in events(undisturbed.path)] == ["passed over"] * 3 + ["rolled back"]
+    root = tmp_path / "artifacts"
+    assert train(root, constants={STEP: before_call(14, step, send(15))}).code == 75
+    assert_resumes_to(root, undisturbed, constants={STEP: step})
+
+
 @pytest.mark.parametrize(
     ("fault", "culprit"),
     [
