@@ -32,6 +32,7 @@ CURRENT = "current"
 ONE_WRITER = "INKSTONE_ONE_WRITER"  # environment variable
 PULL = ".pull-"  # folder of an artifact that is being fetched; a killed fetch resumes in it
 _ATTEMPTS = 8  # to move `current`, if other processes move it at the same time
+_PUSH_AGAIN = "delete the manifest in the bucket, then push the artifact again"
 _LONG = 24 * 3600.0  # seconds to wait for another process that fetches the same artifact
 
 
@@ -166,7 +167,11 @@ def _download(bucket: Bucket, draft: Path, ref: str, data: bytes) -> None:
     """Fill `draft`, the manifest last. Files of an earlier attempt are kept if their sha256 is right."""
     with files.temporary_folder(draft / MANIFEST) as scratch:  # it is checked before a name in it is used
         files.write_file(scratch / MANIFEST, data)
-        manifest, _ = read_manifest(scratch)
+        try:
+            manifest, _ = read_manifest(scratch)
+        except BadData as error:
+            message = error.message.replace(str(scratch), f"{bucket.url}/{ref}")
+            raise BadData(message, hint=_PUSH_AGAIN) from None
     if manifest.ref != ref:
         raise BadData(f"{bucket.url}/{ref}: its manifest is that of {manifest.ref}", hint="push the artifact again")
     files.require_space(draft, sum(record.size for record in manifest.files) - files.folder_size(draft))
@@ -182,14 +187,17 @@ def _fetch(bucket: Bucket, target: Path, record: FileRecord, ref: str) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     with files.new_file(target) as out:
-        for block in bucket.stream(f"{ref}/{record.name}"):
-            out.write(block)
-            if out.size > record.size:
-                break
+        try:
+            for block in bucket.stream(f"{ref}/{record.name}"):
+                out.write(block)
+                if out.size > record.size:
+                    break
+        except InputMissing as error:
+            raise BadData(f"{error.message}, and its manifest lists it", hint=_PUSH_AGAIN) from None
         if (out.size, out.sha256) != (record.size, record.sha256):
             raise BadData(
                 f"{bucket.url}/{ref}/{record.name}: differs from the sha256 in its manifest",
-                hint="delete the manifest in the bucket, then push the artifact again",
+                hint=_PUSH_AGAIN,
             )
 
 

@@ -216,6 +216,19 @@ def test_manifest_that_names_files_outside_is_refused(url: str, tmp_path: Path) 
         remote.pull(Bucket(url), tmp_path / "b", pushed.ref)
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "a.txt"])
+def test_incomplete_artifact_is_named_by_its_url(url: str, tmp_path: Path, name: str) -> None:
+    pushed = built(tmp_path / "a")
+    remote.push(Bucket(url), pushed.path, promote=True)
+    Bucket(url).delete(f"{pushed.ref}/{name}")
+    if name == "manifest.json":
+        Bucket(url).create(f"{pushed.ref}/{name}", pushed.file(name).read_bytes()[:100])
+    with pytest.raises(errors.BadData, match=r"not a manifest|its manifest lists it") as caught:
+        remote.pull(Bucket(url), tmp_path / "b", pushed.ref)
+    assert caught.value.message.startswith(f"{Bucket(url).url}/{pushed.ref}/{name}: ")
+    assert caught.value.hint == "delete the manifest in the bucket, then push the artifact again"
+
+
 def test_mirror_builds_once_for_all_machines(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     roots = []
     for machine in "ab":
