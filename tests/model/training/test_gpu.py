@@ -31,6 +31,8 @@ from model.training.estimate import ExecutionPlan
 from model.training.learner import Learner
 from model.training.lr_schedule import LRSchedule
 from pipeline.errors import BadConfig
+from pipeline.store import artifact
+from pipeline.tokens.store import open_store
 from tests.support.faults import ROOT
 from tests.support.gpu import use_gpu
 from tests.support.training import STEP, before_call, current_run, metric_rows, no_loss_curve, preloaded, send, train
@@ -123,6 +125,15 @@ def test_deterministic_setting_reaches_torch_and_the_checkpoint(monkeypatch: pyt
         devices.set_deterministic(False)
     assert not torch.are_deterministic_algorithms_enabled()
     assert not inductor.deterministic
+
+
+def test_learner_on_a_gpu_makes_torch_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, learner = list[bool](), small_learner()
+    monkeypatch.setattr(devices, "set_deterministic", calls.append)
+    learner.device = CUDA
+    for deterministic in (True, False):
+        learner.use(ExecutionConfig("fp32", False, 8, deterministic))
+    assert calls == [True, False]
 
 
 @pytest.mark.parametrize(("precision", "missing"), [("auto", True), ("fp32", False)])
@@ -389,6 +400,21 @@ def test_closed_loader_frees_the_tokens_on_the_device(tmp_path: Path) -> None:
     store = weakref.ref(loader._store.untyped_storage())  # type: ignore[union-attr]
     loader.close()
     assert store() is None
+
+
+def test_training_plans_its_resident_tokens_and_saves_the_name_of_its_device(root: Path, tmp_path: Path) -> None:
+    choose = estimate.choose_together
+
+    def recorded(*arguments: Any) -> ExecutionPlan:
+        (tmp_path / "planned").write_text(str(arguments[-1]))
+        return choose(*arguments)
+
+    result = train(root, constants={"model.training.estimate.choose_together": recorded}, resident="yes")
+    assert result.code == 0, result.err
+    tokens = open_store(artifact.find(root, "tokens", "counting")).train
+    assert (tmp_path / "planned").read_text() == str(len(tokens) * tokens.dtype.itemsize)
+    (newest, *_) = checkpoint.newest_first(current_run(root).path / "checkpoints")
+    assert checkpoint.read_state(newest).device == "cpu"
 
 
 def test_least_memory_of_all_processes_decides() -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from model.runs import checkpoint, run
 from model.training.checkpointer import QUARANTINE
+from model.training.dataloader import Loader
 from model.training.learner import Learner
 from model.training.trainer import Trainer
 from pipeline.errors import BadData
@@ -398,6 +399,25 @@ def with_nan_data(bad_steps: set[int]) -> Callable[..., Any]:
             return original_step(learner, ids, seed, *rest)
 
     return step
+
+
+def test_rollback_frees_the_tokens_on_the_device_before_it_loads_them_again(root: Path) -> None:
+    """There may not be room for two copies."""
+    loaders: list[Loader] = []
+
+    class Single(Loader):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            assert all(loader._store is None for loader in loaders), "two copies"
+            super().__init__(*arguments, **options)
+            loaders.append(self)
+
+    result = train(
+        root,
+        constants={STEP: with_nan_data({12, 13, 14}), "model.training.trainer.Loader": Single},
+        resident="yes",
+    )
+    assert result.code == 0, result.err
+    assert "rolling back" in result.err
 
 
 def test_run_stopped_between_bad_steps_ends_with_the_same_weights(tmp_path: Path) -> None:
