@@ -20,7 +20,6 @@ from pipeline.clean.lazy_pattern import lazy_pattern
 from pipeline.clean.rule import Counts, Rule, units
 from pipeline.clean.utf16 import (
     BLANKS,
-    DIGIT_KIND,
     HAN_HIGH_SURROGATES,
     HAN_UNITS,
     LINE_ENDS,
@@ -74,13 +73,15 @@ def _full_width() -> np.ndarray:
 
 
 def _widen(text: Utf16Text, counts: Counts) -> Utf16Text:
-    """Widen ASCII marks that touch Chinese text, with or without spaces between; ． becomes 。 except in numbers.
+    """Widen ASCII marks that touch Chinese text, with or without spaces between; ． becomes 。, not in a．b.
 
     Brackets are widened in pairs, (1)第一条 → （1）第一条, but not those of formulae: f(x)是函数. The ; of a reference,
     such as &KR0869;, stays. ． becomes . after a label too: 1．张三 → 1.张三.
     """
     full_stops = positions_of(text, "．")
-    is_point = (kinds_at(text, full_stops - 1) == DIGIT_KIND) & (kinds_at(text, full_stops + 1) == DIGIT_KIND)
+    is_point = np.ones(len(full_stops), bool)
+    for neighbours in (full_stops - 1, full_stops + 1):
+        is_point &= is_one_of(units_at(text, neighbours), _LETTERS + _DIGITS)
     is_point |= _ends_label(text, full_stops)
     text = replace_units(text, full_stops, np.where(is_point, ord("."), ord("。")))
     counts["． → 。"] += int((~is_point).sum())

@@ -35,7 +35,7 @@ _DIGITS_AND_LETTERS = {
 def _width(text: str) -> str:
     """Make Chinese punctuation full width, digits and Latin letters ASCII: 连天.宋江 → 连天。宋江, ３．１４ → 3.14."""
     text = text.translate({**_VERTICAL, **_DIGITS_AND_LETTERS})
-    text = re.sub(r"(?<=[0-9])．(?=[0-9])", ".", text)
+    text = re.sub(r"(?<=[0-9A-Za-z])．(?=[0-9A-Za-z])", ".", text)
     text = re.sub(rf"(?m)(^|[\0{_BLANKS}。；，？！（:：])([0-9]{{1,3}}|[A-Za-z])．", r"\1\2.", text).replace("．", "。")
     text = "\n".join(map(_widen_line, text.split("\n")))
     return re.sub(rf"(?<={_CHINESE})([{_BLANKS}]*)\.([{_BLANKS}]*)(?=$|\n|{_CHINESE}|[”’\"'])", r"\1。\2", text)

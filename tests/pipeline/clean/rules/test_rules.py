@@ -92,6 +92,7 @@ def test_every_rule_can_be_switched_off_by_name() -> None:
         (WIDTH, "喊声连天．宋江寻思道", "喊声连天。宋江寻思道"),
         (CHARACTERS, "３．１４", "3．14"),
         (WIDTH, "3．14", "3.14"),
+        (WIDTH, "www．txt80．com．第一回", "www.txt80.com。第一回"),
         (WIDTH, "1．张三\n　　A．甲；B．乙", "1.张三\n　　A.甲；B.乙"),
         (WIDTH, "公元1920．他ok．走", "公元1920。他ok。走"),
         (CHARACTERS, "百\u2009姓\u2003玄\u202f德", "百 姓\u3000玄 德"),
