@@ -115,7 +115,7 @@ def override_preset(
     if minutes is not None:
         overrides["minutes"] = minutes
     if steps is not None:
-        overrides |= {"steps": steps, "minutes": 0.0}
+        overrides = {"epochs": 0.0} | overrides | {"steps": steps, "minutes": 0.0}
     preset = config.override(preset, overrides)
     if preset.train.document_mask and (preset.model.convolution or preset.model.bigrams):
         raise BadConfig(
@@ -267,12 +267,13 @@ def make_auto_plan(
 ) -> tuple[TrainPlan, Resolved]:
     """Plan the run `name` with the preset that `resolve_auto` chooses, and return both.
 
-    `steps`, `minutes` and `settings` override the choice.
+    `steps`, `minutes` and `settings` override the choice, `steps` also its limit of epochs.
     """
     resolved, overrides = resolve_auto(root, tokens, name, minutes, device), dict(settings or {})
     if steps is None and not {"steps", "minutes"} & overrides.keys():
         minutes = resolved.minutes
-    overrides = {**resolved.settings, **overrides}
+    limit = {"epochs": 0.0} if steps is not None else {}
+    overrides = {**resolved.settings, **limit, **overrides}
     plan = make_plan(tokens, resolved.preset_name, name=name, steps=steps, minutes=minutes, settings=overrides)
     return plan, resolved
 

@@ -69,6 +69,9 @@ def test_auto_plan_takes_a_length_and_settings_of_the_user(root: Path, tokens: A
     assert (planned.name, planned.preset_name, resolved.preset_name) == ("numbers", "small", "small")
     assert (planned.preset.train.steps, planned.preset.train.minutes, planned.preset.model.width) == (7, 0.0, 64)
     assert plan.make_auto_plan(root, tokens, "numbers", device="cpu")[0].preset.train.minutes == resolved.minutes
+    assert (resolved.settings["epochs"], planned.preset.train.epochs) == (8.0, 0.0), "steps are not cut to epochs"
+    both, _ = plan.make_auto_plan(root, tokens, "numbers", steps=7, settings={"epochs": "3"}, device="cpu")
+    assert (both.preset.train.steps, both.preset.train.epochs) == (7, 3.0)
     by_setting, _ = plan.make_auto_plan(root, tokens, "numbers", settings={"minutes": "9"}, device="cpu")
     assert by_setting.preset.train.minutes == 9
 
