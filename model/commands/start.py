@@ -76,9 +76,9 @@ def start(
 ) -> Outcome:
     """Train a model on any text: look at it, write a recipe, run it, and continue three prompts.
 
-    PATH is a file or a folder: text, Markdown, HTML, EPUB, JSON, JSON lines, CSV, Parquet, also compressed or in an
-    archive. SOURCE is what `download` takes. The recipe is NAME.toml in the current folder. With a recipe that is
-    there, the new inputs are added to it and the training continues.
+    PATH is a file or a folder: text, Markdown, HTML, EPUB, Word, subtitles, JSON, JSON lines, CSV, Parquet, also
+    compressed or in an archive. SOURCE is what `download` takes. The recipe is NAME.toml in the current folder. If it
+    exists, the new inputs are added to it and the training continues.
 
     \b
     Examples:
