@@ -251,8 +251,8 @@ def clean(
     """Clean text into a corpus.
 
     INPUT is a downloaded source, a file or a folder: text, Markdown, HTML, EPUB, Word, subtitles, JSON, JSON lines,
-    CSV, Parquet or Arrow, also as .gz, .zst, .bz2 or .xz, and in .zip or .tar archives. Files of a folder that hold no text are left
-    out and counted. The report counts every change and every rejected document.
+    CSV, Parquet or Arrow, also as .gz, .zst, .bz2 or .xz, and in .zip or .tar archives. Files of a folder without text
+    are left out and counted. The report counts every change and every rejected document.
 
     \b
     Examples:
