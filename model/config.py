@@ -18,7 +18,10 @@ from pipeline.errors import BadConfig
 GATE_WIDTH = 12  # input dimensions of an attention head's gate (modded-nanogpt)
 NORM_EPSILON = {"layer": 1e-5, "rms": 1e-6}
 # Settings that older versions lack. At its default, such a setting is not part of a key, so older keys stay valid.
-_UNLISTED = ("head_dim", "norm_epsilon", "deterministic", "patience", "ngram", "lora_rank", "beta", "replay", "epochs")
+_UNLISTED = (
+    *("head_dim", "norm_epsilon", "deterministic", "patience", "ngram", "lora_rank", "beta", "replay", "epochs"),
+    "document_starts",
+)
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,7 @@ class TrainConfig:
     cooldown: float = 0.4
     final_share: float = 0.1
     order: str = "random"
+    document_starts: bool = False
     document_mask: bool = False
     ema: float = 0.0
     precision: str = "auto"

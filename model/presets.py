@@ -93,6 +93,7 @@ PRESETS: dict[str, Preset] = {
             warmup=0,
             final_share=0.0,
             order="epoch",
+            document_starts=True,
         ),
         tokenizer="bpe-6000",
     ),
@@ -173,6 +174,7 @@ PRESETS: dict[str, Preset] = {
             warmup=0,
             final_share=0.0,
             order="epoch",
+            document_starts=True,
         ),
     ),
     "fast-124m": Preset(

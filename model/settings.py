@@ -169,6 +169,7 @@ SETTINGS: dict[str, Setting] = {
     "cooldown": Setting("last fraction of the training, over which wsd decays the learning rates", _FRACTION),
     "final_share": Setting("learning rates at the end, as a fraction of their peaks", _FRACTION),
     "order": Setting("draw blocks with replacement, or visit each once per epoch", ("random", "epoch")),
+    "document_starts": Setting("begin a block at the start of a document, if that is at most half a block before it"),
     "document_mask": Setting("hide earlier documents of the same row from attention"),
     "ema": Setting("decay of a moving average of the weights that is evaluated and sampled; 0: none", _BELOW_ONE),
     "precision": Setting("precision of matrix products; auto: the fastest", ("auto", "fp32", "bf16")),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Set as AbstractSet
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -28,6 +30,8 @@ from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 from pipeline.store.generations import current_key, generation_keys, read_run_info, unwanted_keys
 from pipeline.store.manifest import path_of_ref
+
+_Config = TypeVar("_Config", GPTConfig, TrainConfig)
 
 
 def plan_continuation(
@@ -118,13 +122,22 @@ def continue_published(root: Path, plan: TrainPlan, *, more: bool = False) -> Tr
 
 
 def _without_later_settings(root: Path, plan: TrainPlan) -> TrainPlan:
-    """Take the `ngram` setting from an earlier run of this name with the same preset, unless the user gave one."""
+    """Take settings that presets lacked before from an earlier run of this name and preset, unless they are given."""
     for folder in earlier_folders(root, plan.name):
-        name, preset = read_preset(folder)
-        if preset and name == plan.preset_name and "ngram" not in plan.given:
-            model = dataclasses.replace(plan.preset.model, ngram=preset.model.ngram)
-            return dataclasses.replace(plan, preset=dataclasses.replace(plan.preset, model=model))
+        name, earlier = read_preset(folder)
+        if earlier and name == plan.preset_name:
+            preset = dataclasses.replace(
+                plan.preset,
+                model=_with_earlier(plan.preset.model, earlier.model, {"ngram"} - plan.given),
+                train=_with_earlier(plan.preset.train, earlier.train, {"document_starts"} - plan.given),
+            )
+            return dataclasses.replace(plan, preset=preset)
     return plan
+
+
+def _with_earlier(config: _Config, earlier: _Config, names: AbstractSet[str]) -> _Config:
+    """Return `config` with the values that `earlier` has for the settings `names`."""
+    return dataclasses.replace(config, **{name: getattr(earlier, name) for name in names})
 
 
 def _instead_of_damaged(root: Path, plan: TrainPlan, error: BadData) -> TrainPlan:
@@ -163,7 +176,8 @@ def _obstacle(run: Artifact, plan: TrainPlan, *, any_length: bool) -> str:
         return f"{run.ref} was trained by another version of this program"
     train = run.manifest.option("train", TrainConfig)
     if any_length or _length(plan.preset.train) == _usual_length(run):
-        train = dataclasses.replace(train, steps=plan.preset.train.steps, minutes=plan.preset.train.minutes)
+        length = {name: getattr(plan.preset.train, name) for name in ("steps", "minutes", "epochs")}
+        train = dataclasses.replace(train, **length)
     changes = config.differences(plan.preset.model, run.manifest.option("model", GPTConfig))
     changes += config.differences(plan.preset.train, train)
     if not changes and "ended" in options and not any_length:

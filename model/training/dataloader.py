@@ -51,6 +51,7 @@ class Sampler:
     seed: int
     order: str
     key: str
+    document_starts: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
@@ -94,7 +95,7 @@ class Sampler:
         @functools.lru_cache(maxsize=2)
         def chunk_offsets(chunk: int) -> np.ndarray:
             samples = np.arange(chunk * _CHUNK_SAMPLES, (chunk + 1) * _CHUNK_SAMPLES, dtype=np.int64)
-            return self._random(samples) if self.order == "random" else self._epochs(samples)
+            return self._aligned(self._random(samples) if self.order == "random" else self._epochs(samples))
 
         return chunk_offsets
 
@@ -113,6 +114,12 @@ class Sampler:
         blocks = permute(indices.view(np.uint64), self.blocks_per_epoch, mix(keys))
         offsets: np.ndarray = (starts + blocks * np.uint64(self.block_size)).view(np.int64)
         return offsets
+
+    def _aligned(self, offsets: np.ndarray) -> np.ndarray:
+        if self.document_starts is None:
+            return offsets
+        starts = self.document_starts[np.searchsorted(self.document_starts, offsets, side="right") - 1]
+        return np.where(offsets - starts <= self.block_size // 2, starts, offsets)
 
     @functools.cached_property
     def _key(self) -> np.ndarray:

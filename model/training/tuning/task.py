@@ -101,7 +101,7 @@ def open_task(store: TokenStore, plan: TrainPlan, device: torch.device, world: W
     if not store.chat:
         return Task(
             "",
-            Sampler(store.train, model.block_size, config.seed, config.order, store.key),
+            text_sampler(store, model.block_size, config, config.seed),
             validation_set(store, config.eval_bytes) if len(store.val) else None,
             sample_prompt(store, prompt, report),
         )
@@ -130,8 +130,16 @@ def with_replay(rows: PackedRows, plan: TrainPlan) -> PackedRows | Replay:
         return rows
     tokens, base = base_tokens(plan.parent_path)
     store = open_store(tokens)
-    text = Sampler(store.train, rows.block_size, config.seed, base.order, store.key)
-    return Replay(rows, text, config.replay)
+    return Replay(rows, text_sampler(store, rows.block_size, base, config.seed), config.replay)
+
+
+def text_sampler(store: TokenStore, block_size: int, config: TrainConfig, seed: int) -> Sampler:
+    """Return a sampler of the training text whose blocks have the order and the beginnings that `config` asks for."""
+    starts = None
+    if config.document_starts:
+        ends = np.cumsum(store.document_lengths("train"))
+        starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+    return Sampler(store.train, block_size, seed, config.order, store.key, starts)
 
 
 def packed(store: TokenStore, split: str, block_size: int, seed: int = 0) -> PackedRows:

@@ -115,7 +115,7 @@ def test_stopped_run_resumes_to_the_same_loss_and_a_continued_one_counts_again(r
     assert checkpoint.load_model(run.checkpoint_path(continued, "best"), CPU).ngrams
 
 
-def test_preset_that_gets_ngrams_leaves_the_runs_of_a_name_as_they_are(
+def test_preset_that_gets_new_settings_leaves_the_runs_of_a_name_as_they_are(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_before, begun, stopped = train(root, "older"), make_plan(root, "begun"), threading.Event()
@@ -123,12 +123,15 @@ def test_preset_that_gets_ngrams_leaves_the_runs_of_a_name_as_they_are(
     with pytest.raises(TryAgain):
         stage.train(root, begun, device="cpu", resume=True, report=lambda line: None, stopped=stopped)
     mini = presets.PRESETS["mini"]
-    monkeypatch.setitem(
-        presets.PRESETS, "mini", dataclasses.replace(mini, model=dataclasses.replace(mini.model, ngram=3))
+    model, train_config = (
+        dataclasses.replace(mini.model, ngram=3),
+        dataclasses.replace(mini.train, document_starts=True),
     )
+    monkeypatch.setitem(presets.PRESETS, "mini", dataclasses.replace(mini, model=model, train=train_config))
     assert identify(make_plan(root, "older")).key == run_before.manifest.key
     assert identify(make_plan(root, "begun")).key == identify(begun).key
-    assert make_plan(root, "newer").preset.model.ngram == 3
+    newer = make_plan(root, "newer").preset
+    assert (newer.model.ngram, newer.train.document_starts) == (3, True)
     assert make_plan(root, "older", ngram=3).preset.model.ngram == 3
     assert artifact.find(root, "runs", "older").ref == run_before.ref
 

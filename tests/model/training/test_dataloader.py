@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from pathlib import Path
 from typing import cast
@@ -12,12 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.config import TrainConfig
 from model.network import masks
 from model.training import dataloader
 from model.training.dataloader import ORDERS, Loader, Sampler
+from model.training.tuning.task import text_sampler
 from pipeline.errors import BadConfig, BadData
+from pipeline.tokens import counting as counting_text
 from pipeline.tokens import hdf5, segments
-from pipeline.tokens.store import TokenArray
+from pipeline.tokens.store import TokenArray, open_store
 
 CPU = torch.device("cpu")
 KEY = "5a" * 32
@@ -190,6 +194,30 @@ def test_epochs_are_counted_in_blocks() -> None:
     assert sampler.blocks_per_epoch == (10_000 - 64) // 64
     assert sampler.epoch(0, 31) == 0
     assert sampler.epoch(10, 31) == 2
+
+
+@ANY_ORDER
+def test_blocks_begin_with_a_document_that_begins_at_most_half_a_block_before(order: str) -> None:
+    plain, starts = make_sampler(2000, 20, order=order), [0, 1, 30, 37, 58, 600, 1985, 1999]
+    aligned = dataclasses.replace(plain, document_starts=np.array(starts))
+    moved = 0
+    for before, after in zip(plain.offsets(0, 500).tolist(), aligned.offsets(0, 500).tolist(), strict=True):
+        start = max(start for start in starts if start <= before)
+        assert after == (start if before - start <= 10 else before)
+        moved += after != before
+    assert 0 < moved < 100
+    assert aligned.batch(0, 500).shape == (500, 21)
+
+
+def test_the_setting_takes_the_starts_of_the_documents_from_the_store(root: Path) -> None:
+    store = open_store(counting_text.build(root).artifact)
+    aligned = text_sampler(store, 16, TrainConfig(document_starts=True), seed=1)
+    ids = np.concatenate([np.asarray(segment) for segment in store.train.segments])
+    ends = np.flatnonzero(ids == store.tokenizer.end_of_text)
+    assert len(ends) > 1
+    assert aligned.document_starts is not None
+    assert aligned.document_starts.tolist() == [0, *(ends[:-1] + 1).tolist()]
+    assert text_sampler(store, 16, TrainConfig(), seed=1).document_starts is None
 
 
 @given(st.sampled_from(ORDERS), st.integers(0, 2**20), st.integers(2**33, 2**50))
