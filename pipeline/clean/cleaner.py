@@ -68,6 +68,7 @@ class Cleaner:
 
     def __init__(self, profile: Profile, options: CleanOptions, watch: Watch | None = None) -> None:
         self._profile, self._options, self._watch = profile, options, watch
+        self._unit = profile.unit_of(options.unit)
         self._before_headings = order.before_headings(profile, options)
         self._after_headings = order.after_headings(profile, options)
         self._note_policies = order.note_policies(profile, options)
@@ -94,7 +95,7 @@ class Cleaner:
         if self._profile.headings:
             self._cut_at_headings(page, titles)
         self._apply(page, self._after_headings, present)
-        if self._profile.chinese or self._options.unit in text_units.UNITS:
+        if self._profile.chinese or self._unit in text_units.UNITS:
             self._divide_into_units(page)
         return page
 
@@ -171,11 +172,11 @@ class Cleaner:
         self._update(page, "headings", sections.page)
 
     def _divide_into_units(self, page: Page) -> None:
-        options = self._options
         if self._profile.chinese:
-            array, origin = whitespace.split_documents(page.array, options.unit, inside_quotes=options.split == "flat")
+            inside_quotes = self._options.split == "flat"
+            array, origin = whitespace.split_documents(page.array, self._unit, inside_quotes=inside_quotes)
         else:
-            array, origin = text_units.split_text(page.array, options.unit)
+            array, origin = text_units.split_text(page.array, self._unit)
         page.origin = page.origin[origin]
         page.titles = [page.titles[index] for index in origin]
         page.effects.setdefault("blank-lines", Effect())

@@ -26,6 +26,7 @@ class Profile:
     verse       look for verse in prose
     container   parser that takes a complete text out of its markup
     notes       policies for the brackets of this source
+    unit        text that becomes a document, if the option `unit` has its default
     """
 
     name: str
@@ -35,6 +36,11 @@ class Profile:
     verse: bool = True
     container: Callable[[str, Counts], Parsed] | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
+    unit: str = "chapter"
+
+    def unit_of(self, option: str) -> str:
+        """Return the text that becomes a document, where the option `unit` is `option`."""
+        return self.unit if option == "chapter" else option
 
 
 TEXT = "text"  # any text that is not Chinese
@@ -51,6 +57,7 @@ PROFILES = {
         Profile("html", container=markup.html),
         Profile("markdown", container=markup.markdown),
         Profile("cbeta", container=markup.cbeta),
+        Profile("poems", headings=False, unwrap=False, verse=False, unit="paragraph"),
         Profile("chat-log", headings=False, unwrap=False, verse=False, container=markup.chat_log),
         Profile(f"chat-log-{TEXT}", chinese=False, headings=False, container=markup.chat_log),
         Profile(TEXT, chinese=False, headings=False),

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.clean import profiles
+from pipeline.clean import profiles, text_units
 from pipeline.clean.chat.formats import HELD_OUT, Refused
 from pipeline.clean.chat.kind import conversation_of
 from pipeline.clean.chat.turns import TurnRole
@@ -238,7 +238,7 @@ def _needs_all(profile: profiles.Profile, options: CleanOptions) -> bool:
         or unwraps
         or profile.notes
         or options.notes
-        or options.unit in ("paragraph", "sentence")  # their titles and bounds depend on text far before them
+        or profile.unit_of(options.unit) in text_units.UNITS  # their titles and bounds depend on text far before them
         or options.verse != "inline"
         or options.dedup != "no"
         or options.decontaminate

@@ -15,6 +15,7 @@ from pipeline.clean.markup.daizhige import daizhige, front_matter
 from pipeline.clean.markup.html import html, is_html
 from pipeline.clean.markup.kanripo import kanripo, org
 from pipeline.clean.markup.markdown import is_markdown, markdown
+from pipeline.clean.markup.poems import is_poems
 from pipeline.clean.markup.wikitext import wikitext_lite
 
 __all__ = ("cbeta", "chat_log", "daizhige", "detect", "html", "kanripo", "markdown", "org", "wikitext_lite")
@@ -41,5 +42,11 @@ def detect(head: str) -> str:
         return "wikitext-lite"
     if all(re.search(sign, head) for sign in _WIKI_SIGNS):
         return "wikitext-lite"
-    tests = {"chat-log": is_chat_log, "cbeta": is_cbeta, "markdown": is_markdown, "html": is_html}
+    tests = {
+        "chat-log": is_chat_log,
+        "cbeta": is_cbeta,
+        "markdown": is_markdown,
+        "html": is_html,
+        "poems": is_poems,
+    }
     return next((name for name, is_detected in tests.items() if is_detected(head)), "plain")
