@@ -18,10 +18,10 @@ from pipeline.store import artifact
 from pipeline.store.artifact import Artifact
 
 KEYS = {
-    "corpora": "08db9e45eb81a223",
-    "tokenizers": "189225ebfdc7cfba",
-    "tokens": "57b89f900b3d5704",
-    "runs": "4156f5e7b34b5b17",
+    "corpora": "17e97aa92d473db9",
+    "tokenizers": "a93066944ed746f8",
+    "tokens": "95ccfa1539c6756d",
+    "runs": "881434b74af2ecac",
 }
 
 

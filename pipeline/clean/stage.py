@@ -57,7 +57,7 @@ from pipeline.store.manifest import Identity
 __all__ = ["CODE", "SCHEMA", "build_report", "clean", "explain", "held_out_files", "identify", "report_table"]
 
 _HELD_OUT = "held-out"  # folder in the scratch folder of the draft
-SCHEMA = 6  # increase when the same options give different bytes
+SCHEMA = 7  # increase when the same options give different bytes
 
 
 def identify(

@@ -75,7 +75,7 @@ def pull(settings: Settings, url: str, reference: str) -> Outcome:
     if not reference:
         rows = remote.generations(bucket)
         lines = [f"{ref}{'  current' if is_current else ''}" for ref, is_current in rows]
-        lines = lines or [f"no artifacts in {bucket.url}; URL is what `push` copies to, without a reference"]
+        lines = lines or [f"no artifacts in {bucket.url} (the URL that `push` copies to, without KIND/NAME)"]
         return Outcome("unchanged", extra={"generations": [ref for ref, _ in rows]}, lines=lines, always=True)
     kind, name, key = remote.resolve_ref(bucket, reference)
     with settings.progress.wait(f"copying {kind}/{name}/{key} from {bucket.url}"):

@@ -164,7 +164,7 @@ def test_damaged_file_is_never_published_and_never_pulled(url: str, tmp_path: Pa
 def test_pull_of_a_url_alone_lists_the_generations(url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Bucket(url)  # creates the folder
     assert cli.main(["pull", url, "--artifacts", str(tmp_path / "b")]) == 0
-    assert capfd.readouterr().out == f"no artifacts in {url}\n"
+    assert capfd.readouterr().out == f"no artifacts in {url} (the URL that `push` copies to, without KIND/NAME)\n"
     refs = []
     for number in (1, 2):
         pushed = built(tmp_path / "a", number)
