@@ -14,7 +14,8 @@ from pipeline.readers.content import Content
 from pipeline.readers.documents import Document
 
 _BODY = "word/document.xml"
-_BREAKS = {"p": "\n", "br": "\n", "cr": "\n", "tab": "\t", "noBreakHyphen": "-"}  # by the local name of an element
+_BREAKS = {"p": "\n", "br": "\n", "cr": "\n", "tab": "\t", "noBreakHyphen": "-"}  # by local name
+_REPEATED = ("Fallback", "moveFrom")  # a text box again for old programs, and moved text at its old place
 
 
 def read(content: Content) -> Document:
@@ -25,7 +26,7 @@ def read(content: Content) -> Document:
         raise BadData(f"{content.label}: {_BODY} is missing from the Word file", hint="save it again as .docx or .txt")
     try:
         root = ElementTree.fromstring(data)
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter two for an encoding
         raise BadData(f"{content.label}: {_BODY} is not XML: {error}", hint="save it again as .docx or .txt") from None
     text = _text(root)
     if not text:
@@ -35,13 +36,17 @@ def read(content: Content) -> Document:
 
 def _text(root: ElementTree.Element) -> str:
     for parent in list(root.iter()):
-        for fallback in parent.findall("{*}Fallback"):  # repeats a text box for old programs
-            parent.remove(fallback)
+        for child in [child for child in parent if _local_name(child) in _REPEATED]:
+            parent.remove(child)
     for properties in root.iterfind(".//{*}pPr"):
         properties.clear()  # its tabs are positions
     parts = []
     for element in root.iter():
-        name = element.tag.rpartition("}")[2]
+        name = _local_name(element)
         parts.append((element.text or "") if name == "t" else _BREAKS.get(name, ""))
     lines = (line.rstrip() for line in "".join(parts).split("\n"))
     return "\n".join(lines).strip("\n")
+
+
+def _local_name(element: ElementTree.Element) -> str:
+    return element.tag.rpartition("}")[2]

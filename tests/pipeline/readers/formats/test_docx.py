@@ -21,7 +21,8 @@ NAMESPACES = (
 BODY = (
     '<w:p><w:pPr><w:tabs><w:tab w:val="left"/></w:tabs></w:pPr><w:r><w:t>第一回</w:t></w:r></w:p>'
     '<w:p><w:r><w:t xml:space="preserve">他 </w:t></w:r><w:r><w:t>走了 &amp; </w:t><w:br/><w:t>来了</w:t></w:r>'
-    "<w:del><w:r><w:delText>gone</w:delText></w:r></w:del></w:p><w:p/>"
+    "<w:del><w:r><w:delText>gone</w:delText></w:r></w:del>"
+    "<w:moveFrom><w:r><w:t>moved</w:t></w:r></w:moveFrom></w:p><w:p/>"
     "<w:p><mc:AlternateContent><mc:Choice><w:t>box</w:t></mc:Choice><mc:Fallback><w:t>box</w:t></mc:Fallback>"
     "</mc:AlternateContent><w:r><w:tab/><w:instrText>PAGE</w:instrText><w:t>end</w:t></w:r></w:p><w:p/>"
 )
@@ -66,6 +67,7 @@ def test_folder_takes_word_files_and_leaves_out_their_locks(tmp_path: Path) -> N
     [
         (word_file("<w:p/>"), "the Word file has no text"),
         (word_file("", document="<w:p>"), "word/document.xml is not XML"),
+        (word_file("", document='<?xml version="1.0" encoding="none"?><w/>'), "is not XML: unknown encoding"),
         (word_file(BODY)[:-30], "truncated or corrupt"),
         (word_file(BODY).replace(b"word/document.xml", b"word/documents.ml"), "is missing from the Word file"),
     ],
