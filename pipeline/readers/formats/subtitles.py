@@ -12,10 +12,12 @@ from pipeline.readers.documents import Document, Note
 _TIMES = r"[ \t]*(?:\d+:)?\d{1,2}:\d\d[,.:]\d{1,3}[ \t]*-->[^\n]*(?:\n|\Z)"
 _CUE = re.compile(rf"^(?:[ \t]*\d+[ \t]*\n)?{_TIMES}", re.MULTILINE)
 _NAMED_CUE = re.compile(rf"(?<=\n\n)[^\n]+\n(?={_TIMES})")  # WebVTT allows any name for a cue
-_BLOCK = re.compile(r"(?:\AWEBVTT|^(?:NOTE|STYLE|REGION)\b)[^\n]*(?:\n[^\n]+)*", re.MULTILINE)
+_BLOCK = re.compile(  # the header and comments end before a blank line or, if that is missing, before a cue
+    r"(?:\AWEBVTT|(?<=\n\n)(?:NOTE|STYLE|REGION)(?![^ \t\n]))[^\n]*(?:\n(?![^\n]*-->)[^\n]+)*"
+)
 _DIALOGUE = re.compile(r"^Dialogue:(?:[^,\n]*,){9}([^\n]*)", re.MULTILINE)
 _STYLE = re.compile(
-    r"\{[^{}\n]*\\p[1-9][^{}\n]*\}[^{\n]*|"  # a drawing of SubStation Alpha
+    r"\{(?:[^{}\n\\]|\\(?!p[1-9]))*\\p[1-9][^{}\n]*\}[^{\n]*|"  # a drawing of SubStation Alpha
     r"\{\\[^{}\n]*\}|</?(?:[biu]|font|c|v|lang|ruby|rt)\b[^<>\n]*>|<[\d:.]+>",
     re.IGNORECASE,
 )

@@ -38,6 +38,10 @@ ALPHA = (
         (ALPHA, "你好，世界\nHello, you"),
         ("1\n00:00:01,000 --> 00:00:02,000\nNo.\n\n2\n00:00:03,000 --> 00:00:04,000\nNo.", "No.\nNo."),
         ("1 < 2 --> 3\n\n<script> stays", "1 < 2 --> 3\n<script> stays"),
+        ("WEBVTT\n00:01.000 --> 00:02.000\nfirst\n\nNOTE a\n00:02.000 --> 00:03.000\nsecond", "first\nsecond"),
+        (WEB.replace("and<", "NOTE it\nSTYLE, and<"), "so & so\nNOTE it\nSTYLE, and on"),
+        (ALPHA.replace("{\\p1}", "{\\clip(m 0 0 l 9 0)\\p1}"), "你好，世界\nHello, you"),
+        ("{" + "\\p1" * 30_000, "{" + "\\p1" * 30_000),
     ],
 )
 def test_text_of_subtitles_has_no_times_numbers_and_styles(subtitles: str, text: str) -> None:
