@@ -21,26 +21,32 @@ _STAMP = lazy_pattern(  # its group is the remainder of the line, which is no pa
     re.MULTILINE,
 )
 _SPEAKER = lazy_pattern(r"([^:：\n]{1,40})[:：][ \t]*")
-_ACCOUNT = lazy_pattern(r"[(（][0-9]{5,12}[)）]$|<[^<>\s]+@[^<>\s]+>$")  # after a name in QQ
+_ACCOUNT = lazy_pattern(r"[(（][0-9]{5,12}[)）]$|<[^<>\s@]+@[^<>\s@]+>$")  # after a name in QQ
 _MEDIA = lazy_pattern(
-    r"[\u200e\u200f]*(?:<[^<>\n]*(?:omitted|省略)[^<>\n]*>|(?:image|video|audio|sticker|GIF|document) omitted|"
-    r"\[(?:图片|表情|动画表情|语音|视频|文件|链接)\])"
+    r"[\u200e\u200f]*(?:<[^<>\n]{0,40}(?:omitted|省略)[^<>\n]{0,40}>|"
+    r"(?:image|video|audio|sticker|GIF|document) omitted|\[(?:图片|表情|动画表情|语音|视频|文件|链接)\])"
 )
+_LEVEL = lazy_pattern(r"\b(?:trace|debug|info|notice|warn|warning|error|critical|fatal)\b", re.IGNORECASE)
 _MIN_MESSAGES, _MESSAGE_RATIO = 10, 0.2  # of a chat log: messages, and messages per line that is not blank
+_MIN_DAILY = 2  # messages per date; a diary has one
 _MAX_NAME = 40  # characters
 
 
 def is_chat_log(head: str) -> bool:
-    """Return True if many lines of a text that begins with `head` have a time, and then one of a few names."""
+    """Return True if many lines of a text that begins with `head` have a time, and then one of a few names.
+
+    Diaries and news, with a time for each date, and logs of programs, with levels such as ERROR, are no chat logs.
+    """
     head = head.replace("\r\n", "\n").replace("\r", "\n")
-    starts = [stamp[1] for stamp in _STAMP.finditer(head)]
+    stamps = list(_STAMP.finditer(head))
+    starts, dates = [stamp[1] for stamp in stamps], {stamp[0].split()[0] for stamp in stamps}
     lines = sum(bool(line.strip()) for line in head.split("\n"))
-    if len(starts) < max(_MIN_MESSAGES, _MESSAGE_RATIO * lines):
+    if len(starts) < max(_MIN_MESSAGES, _MESSAGE_RATIO * lines, _MIN_DAILY * len(dates)):
         return False
     pattern = _SPEAKER if _names_are_inline(starts) else None
     names = Counter(match[1] if pattern and (match := pattern.match(start)) else start for start in starts)
-    speakers = {name for name, count in names.items() if count > 1 and len(name) <= _MAX_NAME}
-    return 2 * sum(names[name] for name in speakers) >= len(starts)
+    speakers = (name for name, count in names.items() if count > 1 and len(name) <= _MAX_NAME)
+    return 2 * sum(names[name] for name in speakers if not _LEVEL.search(name)) >= len(starts)
 
 
 def chat_log(text: str, counts: Counts) -> Parsed:

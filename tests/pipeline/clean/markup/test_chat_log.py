@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -47,6 +48,17 @@ def test_times_accounts_and_marks_of_media_go(log: str, text: str, counts: dict[
     assert removed == counts
 
 
+@pytest.mark.parametrize(
+    "message",
+    ["2023-05-01 10:20 a: <" + "omitted" * 20_000, "2023-05-01 10:20 <" + "a@" * 60_000 + "\nhi"],
+    ids=["media", "account"],
+)
+def test_long_lines_take_linear_time(message: str) -> None:
+    start = time.process_time()
+    assert len(chat_log(message, Counter()).text) > 100_000
+    assert time.process_time() - start < 1
+
+
 @pytest.mark.parametrize("log", [WHATSAPP, APPLE, QQ, DISCORD])
 def test_chat_log_is_detected(log: str) -> None:
     assert not is_chat_log(log), "too short"
@@ -62,9 +74,13 @@ def test_chat_log_is_detected(log: str) -> None:
         "".join(f"2023-05-{n:02} 10:20\n今天下雨，没有出门。\n" for n in range(1, 30)),
         "".join(f"2023-05-01 10:20 小明{n}\n" for n in range(20)),
         QQ * 8 + "他走了。\n" * 500,
+        "".join(f"2023-05-{n:02} 22:10 {'晴阴'[n % 2]}\n今天没有出门，在家看书。\n\n" for n in range(1, 30)),
+        "".join(f"会议{n}\n2023-05-{n:02} 10:20 来源：新华网\n今天开会。\n\n" for n in range(1, 30)),
+        "".join(f"2023-05-01 10:20:{n:02} INFO: opened file {n}\n" for n in range(60)),
+        "".join(f"2023/05/01 10:20:{n:02} [error] 12#0: no file {n}\n" for n in range(60)),
     ],
 )
-def test_log_of_a_program_and_a_diary_are_no_chat_logs(text: str) -> None:
+def test_logs_of_programs_diaries_and_news_are_no_chat_logs(text: str) -> None:
     assert not is_chat_log(text)
 
 
