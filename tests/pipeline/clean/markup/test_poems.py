@@ -9,18 +9,21 @@ from pipeline.clean.profiles import for_text
 from tests.pipeline.clean.pages import clean_documents
 
 POEM = "静夜思 李白\n床前明月光，疑是地上霜。\n举头望明月，低头思故乡。\n\n"
+TEN = "".join(POEM.replace("静夜", number) for number in "一二三四五六七八九十")
+SPEECH = "李逵\n哥哥往哪里去？\n我同你去。\n\n"
 SENTENCE = "却说宋江在路上行了数日，见一座高山，山下有一酒店，店主人出来迎接，说道：客官请里面坐，有好酒好肉。"
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        POEM * 12,
-        "\ufeff" + (POEM * 12).replace("\n", "\r\n"),
-        (POEM * 12).replace("\n\n", "\n　\n\n"),
-        (POEM * 12).replace("床", "　　床").replace("举", "　　举"),
-        POEM * 50 + "题\n" + POEM[:20],  # the last one is incomplete
-        POEM * 50 + "以上五十首。\n\n" * 3,
+        TEN + POEM,
+        "\ufeff" + (TEN + POEM).replace("\n", "\r\n"),
+        (TEN + POEM).replace("\n\n", "\n　\n\n"),
+        (TEN + POEM).replace("床", "　　床").replace("举", "　　举"),
+        TEN * 5 + "题\n" + POEM[:20],  # the last one is incomplete
+        TEN * 5 + "以上五十首。\n\n" * 3,
+        TEN + POEM * 80,  # ci have the names of their tunes
     ],
 )
 def test_titles_with_lines_of_verse_are_poems(text: str) -> None:
@@ -31,8 +34,10 @@ def test_titles_with_lines_of_verse_are_poems(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        POEM * 9,
+        TEN[: -len(POEM)] + POEM,
         "",
+        (SPEECH + SPEECH.replace("李逵", "宋江")) * 20,  # a play
+        TEN + SPEECH * 200,
         POEM[POEM.index("\n") + 1 :] * 30,  # stanzas without titles
         "轻轻的我走了\n正如我轻轻的来\n\n" * 30,  # without marks
         f"{SENTENCE}\n\n" * 30,
