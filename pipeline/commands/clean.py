@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _BYTES_PER_WORKER = 3 << 20  # of input, which one process cleans in the time that a worker takes to start
 _PROFILES = (
     *("auto", "plain", "chinese-poetry", "kanripo", "daizhige", "wikitext-lite", "org", "html", "markdown", "cbeta"),
-    *("chat-log", "chat-log-text", "text", "chat", "preferences"),
+    *("poems", "chat-log", "chat-log-text", "text", "chat", "preferences"),
 )
 _CLEAN_INPUT = option_group(
     "Input",

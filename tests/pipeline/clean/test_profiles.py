@@ -10,6 +10,8 @@ from pipeline.clean import profiles
 from pipeline.clean.options import CHOICES, CleanOptions
 from pipeline.clean.profiles import PROFILES
 from pipeline.clean.utf16 import split_documents
+from pipeline.commands.clean import clean
+from pipeline.commands.console import Choice
 from pipeline.errors import BadConfig
 from tests.pipeline.clean.pages import clean_documents, clean_page
 
@@ -162,3 +164,9 @@ def test_every_character_is_counted_on_every_unit(profile: str, unit: str, text:
 def test_all_units_have_the_same_text_except_newlines_and_spaces(text: str) -> None:
     joined = {unit: "".join("".join(body.split()) for _, body in clean_documents(text, unit=unit)) for unit in UNITS}
     assert len(set(joined.values())) == 1
+
+
+def test_help_lists_all_profiles() -> None:
+    profile = next(option for option in clean.params if option.name == "profile")
+    assert isinstance(profile.type, Choice)
+    assert {*profile.type.choices} == {"auto", *PROFILES}
