@@ -43,6 +43,8 @@ class Sampler:
     "random" draws each uniformly from all positions, with replacement. "epoch" takes adjacent blocks, so that each
     token is a target once an epoch, in another order each epoch. The position of the first block changes from epoch to
     epoch, so that a token is not always seen with the same context and the last tokens are not always left out.
+    With `document_starts`, the sorted int64 offsets of all documents, the first of which is 0, a block that begins at
+    most half a block after the start of its document begins there. An epoch then repeats some tokens and lacks others.
     `key` is the key of the store. Raises BadData if the store is too short for a single block.
     """
 

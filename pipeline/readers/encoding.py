@@ -7,7 +7,7 @@ encoding that decodes without an error is not enough, because GB18030 accepts th
 ASCII with accented letters, up to one character in five, is read as cp1252; anything else is an error.
 
 Invalid bytes become U+FFFD and are counted, so that a bad byte does not reject a book. A file is refused if more than 1
-in 1,000 of its bytes are invalid; in a short file, up to 3 bytes may be, and 1 in 32.
+in 1,000 of its bytes are invalid; in a short file, up to 3 bytes may be, but at most 1 in 32.
 
 In the order of this file: `read_text` reads a file, `detect` finds the encoding of its head, then the errors.
 """

@@ -1,7 +1,8 @@
 """Decide the kind of a file: from its content, then from its name without regard to case.
 
-The content decides for files with a magic number, for HTML, and for JSON lines, unless the name is that of plain text:
-a .txt whose lines are JSON objects is a text.
+The content decides for files with a magic number, and for HTML and subtitles in a file that is named as plain text or
+has no known suffix. It decides for JSON lines, but not in a file that is named as plain text: a .txt of JSON objects is
+a text.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Publishing of an export: a new folder, or one file if the user named a file.
 
-An export is not an artifact: it appears complete or not at all, and no command reads it afterwards.
+An export is not an artifact: it appears complete or not at all, and the store does not refer to it.
 """
 
 from __future__ import annotations

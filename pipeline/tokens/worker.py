@@ -27,7 +27,7 @@ from pipeline.tokens.split import Piece, digest_of, pieces
 from pipeline.tokens.tasks import TokenizeTask
 
 _CHECK_EVERY = 1000
-CHECKSUM_CHARACTERS = 64  # characters that the print of a text covers, together with its length
+CHECKSUM_CHARACTERS = 64  # characters that the checksum of a text covers, together with its length
 _CHECK_LENGTH = 1 << 16  # characters: only the beginning of a longer document is compared, which bounds the time
 
 

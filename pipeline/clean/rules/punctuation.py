@@ -73,10 +73,10 @@ def _full_width() -> np.ndarray:
 
 
 def _widen(text: Utf16Text, counts: Counts) -> Utf16Text:
-    """Widen ASCII marks that touch Chinese text, with or without spaces between; ． becomes 。, not in a．b.
+    """Widen ASCII marks that touch Chinese text, with or without spaces between; ． becomes 。.
 
     Brackets are widened in pairs, (1)第一条 → （1）第一条, but not those of formulae: f(x)是函数. The ; of a reference,
-    such as &KR0869;, stays. ． becomes . after a label too: 1．张三 → 1.张三.
+    such as &KR0869;, stays. ． becomes . between letters or digits, a．b → a.b, and after a label, 1．张三 → 1.张三.
     """
     full_stops = positions_of(text, "．")
     is_point = np.ones(len(full_stops), bool)
