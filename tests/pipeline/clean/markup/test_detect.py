@@ -407,10 +407,12 @@ def test_plain_text_with_similar_marks_is_plain(head: str) -> None:
     assert detect(head) == "plain"
 
 
-def test_real_books_are_plain_from_every_offset(shared: Path) -> None:
-    for name in ("shuihu_raw.txt", "song_ci.txt"):
-        text = (shared / "data" / name).read_text(encoding="utf-8-sig")
-        assert {detect(text[start : start + 4096]) for start in range(0, len(text), 4096)} == {"plain"}
+@pytest.mark.parametrize(
+    ("name", "detected"), [("shuihu_raw.txt", {"plain"}), ("song_ci.txt", {"plain", "poems"})]
+)  # a part of 4,096 characters may have fewer than ten poems
+def test_real_books_have_no_markup_from_any_offset(shared: Path, name: str, detected: set[str]) -> None:
+    text = (shared / "data" / name).read_text(encoding="utf-8-sig")
+    assert {detect(text[start : start + 4096]) for start in range(0, len(text), 4096)} == detected
 
 
 @given(st.text(alphabet="#+-*={}[]<>:¶|@ \n　话说。ab", max_size=200))
