@@ -43,6 +43,7 @@ class Profile:
         return self.unit if option == "chapter" else option
 
 
+HEAD_CHARACTERS = 100_000  # of a text file, from which its profile is detected
 TEXT = "text"  # any text that is not Chinese
 ALIASES = {"pile": TEXT}
 PROFILES = {

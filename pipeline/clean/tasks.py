@@ -20,6 +20,7 @@ from pipeline.clean.chat.kind import conversation_of
 from pipeline.clean.chat.turns import TurnRole
 from pipeline.clean.markup import titles
 from pipeline.clean.options import CleanOptions
+from pipeline.clean.profiles import HEAD_CHARACTERS
 from pipeline.clean.rules import headings, order, print_layout, unwrap
 from pipeline.clean.utf16 import SENTENCE_ENDS, join_documents
 from pipeline.readers import documents, encoding, fields, readers
@@ -30,7 +31,6 @@ from pipeline.sources.inputs import InputFile
 
 TASK_CHARACTERS = 350_000  # minimum of a task: about a megabyte of Chinese
 MAX_LINE = 16 << 20  # characters after which a text without a line end is cut elsewhere
-_HEAD_CHARACTERS = 100_000  # of a text file, from which its profile is detected
 
 
 class CleanTask(msgspec.Struct, frozen=True):
@@ -178,7 +178,7 @@ class TaskReader:
         """
         blocks = encoding.read_text(self.entry.path, self.stats, encoding=self.options.encoding, advance=advance)
         head, blocks = _read_head(blocks)
-        profile = profiles.PROFILES[profiles.for_text(self.options.profile, head.lstrip()[:_HEAD_CHARACTERS])]
+        profile = profiles.PROFILES[profiles.for_text(self.options.profile, head.lstrip()[:HEAD_CHARACTERS])]
         is_indivisible = _needs_all(profile, self.options) or _is_wrapped(profile, self.options, head)
         text, separator, continues = "", "\n", False
         for block in itertools.chain([head], blocks):
@@ -219,13 +219,13 @@ class TaskReader:
 
 
 def _read_head(blocks: Iterator[str]) -> tuple[str, Iterator[str]]:
-    """Return the blocks with the first `_HEAD_CHARACTERS` after leading white space, joined, and the other blocks."""
+    """Return the blocks with the first `HEAD_CHARACTERS` after leading white space, joined, and the other blocks."""
     head: list[str] = []
     count = 0
     for block in blocks:
         head.append(block)
         count += len(block) if count else len(block.lstrip())
-        if count >= _HEAD_CHARACTERS:
+        if count >= HEAD_CHARACTERS:
             break
     return "".join(head), blocks
 
@@ -249,5 +249,5 @@ def _is_wrapped(profile: profiles.Profile, options: CleanOptions, head: str) -> 
     """Return True if the lines of a text that begins with `head` may be joined by default."""
     if unwrap.UNWRAP_WHERE_CLEAR not in order.before_headings(profile, options):
         return False
-    head = head[:_HEAD_CHARACTERS].replace("\r\n", "\n").replace("\r", "\n")
+    head = head[:HEAD_CHARACTERS].replace("\r\n", "\n").replace("\r", "\n")
     return any(print_layout.suspects(join_documents([head])).values()) and print_layout.measure(head) is not None

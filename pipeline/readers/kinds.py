@@ -92,7 +92,7 @@ def kind_of(name: str, head: bytes, *, is_complete: bool, compression: str = "")
         return FileKind(kind.format, compression, kind.archive, kind.problem)
     if is_complete and not head.removeprefix(_BOM).strip():
         return FileKind(FORMATS.get(suffix, "text"), compression, problem="empty")
-    format_name = FORMATS.get(suffix, "").replace("docx", "")  # of which only the content is proof
+    format_name = FORMATS.get(suffix, "") if suffix != ".docx" else ""  # a Word file has a magic number, this has none
     if format_name not in ("", "text", "html", "subtitles", "json"):
         return FileKind(format_name, compression)
     if suffix in _ARCHIVES:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.clean.markup.chat_log import chat_log, is_chat_log
+from pipeline.clean.profiles import HEAD_CHARACTERS
 from pipeline.readers import encoding as encodings
 from pipeline.readers import readers
 from pipeline.readers.kinds import detect_kind
@@ -21,7 +22,6 @@ from pipeline.runtime.ledger import Ledger
 
 _READ = 6 << 20  # characters of all inputs together
 _SAMPLED_FILES = 60  # of one input, spread evenly over it
-_HEAD = 100_000  # characters of a text, from which a chat log is detected
 _COUNTED = 500_000  # characters, spread over the sample, whose scripts are counted
 _SCRIPTS = (
     ("Chinese", "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"),
@@ -150,7 +150,7 @@ def _read_sample(
         text = "".join(_until(blocks, limit))
         summary.encodings[stats.encoding or "utf-8"] += 1
         share = _share(size, text, limit)
-        if is_chat_log(text[:_HEAD]):
+        if is_chat_log(text[:HEAD_CHARACTERS]):
             summary.notes.append("chat log, without its times")
             text = chat_log(text.replace("\r\n", "\n"), Counter()).text
         return text[:limit], share, None
